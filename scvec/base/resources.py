@@ -124,7 +124,7 @@ _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with ``~``, ``~user`` and ``$NAME`` replaced, as a shell does.
 
-    A path that is there is taken as it is: names may hold these signs.
+    An existing path stays unchanged, because names may contain these characters.
 
     Raises
     ------
@@ -234,7 +234,7 @@ def side_by_side(
     Parameters
     ----------
     jobs
-        Functions that must not change shared data. At most one job more than ``n_workers`` is taken ahead.
+        Functions that must not change shared data. At most one job more than ``n_workers`` is started early.
     n_workers
         Number of jobs that run at once. With 1, each job runs in the caller's thread when its result is
         asked.

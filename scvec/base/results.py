@@ -89,7 +89,7 @@ def count_text(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-#: Notes of a kind that are told one by one, and names of the others that are told.
+#: Number of similar notes that are listed one by one, and number of names listed for more.
 _FEW, _NAMED = 3, 8
 _DIFFERS = re.compile(r"'[^']*'|[\w.+/-]+\.(?:h5ad|h5|loom|h5mu|csv|tsv|txt|rds|zarr)\b|\d[\d,.]*")
 
@@ -105,18 +105,18 @@ def one_line_a_kind(notes: Iterable[str]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for note in notes:
         kinds.setdefault(_DIFFERS.sub("#", note), []).append(note)
-    told = []
+    kept = []
     for alike in kinds.values():
         if len(alike) <= _FEW:
-            told += alike
+            kept += alike
             continue
         firsts = [found[0] for note in alike if (found := _DIFFERS.search(note))]
         about = [
             first for first in dict.fromkeys(firsts[1:]) if first != firsts[0] and not first[0].isdigit()
         ]
         named = f": {', '.join(about[:_NAMED])}{', ...' if len(about) > _NAMED else ''}" if about else ""
-        told.append(f"{alike[0]} (and {len(alike) - 1:,} more like it{named})")
-    return told
+        kept.append(f"{alike[0]} (and {len(alike) - 1:,} more like it{named})")
+    return kept
 
 
 def counts_line(counts: Mapping[str, int]) -> str:

@@ -53,7 +53,7 @@ class MarkerFile:
     Attributes
     ----------
     columns
-        What each column of the table was taken for.
+        Role of each column of the table.
     unmapped
         Names of cell types that stand for no term of the Cell Ontology, with their rows.
     """

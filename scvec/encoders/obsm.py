@@ -35,10 +35,10 @@ ROOM = 1.2
 
 @dataclass(frozen=True)
 class VectorStatistics:
-    """What the vectors of a reference look like, to tell those of another model.
+    """Statistics of the vectors of a reference, by which vectors of another model are recognised.
 
-    Distances are taken in a space where the cells of a type scatter alike in all directions: dimensions of
-    small variance that tell types apart count as much as the large ones.
+    Distances are computed in a space with equal variance within types in all directions, so that dimensions
+    of small variance that separate types count as much as those of large variance.
 
     Attributes
     ----------
@@ -167,14 +167,14 @@ class Known:
         InputError
             If they are of another model.
         """
-        told = f"the vectors of obsm[{self.key!r}] are not of the model that made those of the reference"
+        differs = f"the vectors of obsm[{self.key!r}] are not of the model that made those of the reference"
         fix = "make them with that model, or go on with --force if the reference has no type of these cells"
         if variance and self.variance:
             n = min(len(variance), len(self.variance))
             if not np.allclose(variance[:n], self.variance[:n], rtol=1e-3):
                 shown = f"first variances {variance[0]:.4g} and {self.variance[0]:.4g}"
                 raise InputError(
-                    f"{told}: another PCA ({shown})", where, fix, code="vectors-of-another-model"
+                    f"{differs}: another PCA ({shown})", where, fix, code="vectors-of-another-model"
                 )
         if len(vectors) < MIN_CELLS:
             return f"too few cells to tell whether obsm[{self.key!r}] is of the model of the reference"
@@ -183,7 +183,7 @@ class Known:
         if not all(x <= y for x, y in zip(found, statistics.limits, strict=True)):
             size = float(np.median(np.linalg.norm(vectors, axis=1)) * self.scale)
             raise InputError(
-                f"{told}: distances {shown}",
+                f"{differs}: distances {shown}",
                 f"{where}, median length {size:.3g}",
                 fix,
                 code="vectors-of-another-model",
@@ -216,7 +216,7 @@ class ObsmEncoder:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """Do nothing: the vectors are taken as they are."""
+        """Do nothing: the vectors are used unchanged."""
 
     def encode(self, chunk: CellChunk) -> Float32:
         """Return (n, embed_dim) float32 vectors as they were in ``obsm``."""

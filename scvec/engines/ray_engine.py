@@ -276,9 +276,9 @@ class _Worker:
 
     def _take(self, job: list[Any]) -> None:
         if self._job is None:
-            taken = ray.get(job[0])
-            self._load(taken)
-            self._job = taken
+            loaded = ray.get(job[0])
+            self._load(loaded)
+            self._job = loaded
 
     def _load(self, job: Any) -> None:
         raise NotImplementedError

@@ -485,7 +485,7 @@ def judge(
     classes, source = tuple(str(c) for c in stored.meta["classes"]), parts[0].matched.source
     best, confidence = _best(found.proba)
     low, novelty = np.zeros(len(found), dtype=bool), np.zeros(len(found), dtype=np.float32)
-    shifts, told = [], []
+    shifts, shift_notes = [], []
     for matched, model, measured in parts:
         rows: Any = slice(None) if matched.rows is None else matched.rows
         low[rows] = found.n_detected[rows] < model.floor * measured
@@ -495,7 +495,8 @@ def judge(
             usable[rows] = ~low[rows]
         shifts.append(shift := _shift(model, found, usable, parameters["novelty"]))
         _novelty(model, found, shift, parameters["false_novel_rate"], matched.rows, novelty)
-        told += [f"{matched.name}: {shift.message}" if matched.name else shift.message] * bool(shift.message)
+        if shift.message:
+            shift_notes.append(f"{matched.name}: {shift.message}" if matched.name else shift.message)
     parameters = {**parameters, "shift": shifts[0].to_dict()}
     if len(parts) > 1:
         parameters["gene_sets"] = [
@@ -503,7 +504,7 @@ def judge(
             for one, shift in zip(parameters["gene_sets"], shifts, strict=True)
         ]
     notes = [OPTIMISTIC] if parts[0].model.calibration.held_out == "cells" else []
-    notes += [*told, *novel_notes(float(np.mean(novelty > 0.5)), source.state, parameters)]
+    notes += [*shift_notes, *novel_notes(float(np.mean(novelty > 0.5)), source.state, parameters)]
     status = status_codes(confidence=confidence, novelty=novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
     # A compact form; the annotation converts it to arrays of objects on first access.
@@ -577,9 +578,9 @@ def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, A
     if state.kind == "vectors":
         listed = "1) cells of another tissue than the reference; 2) vectors of another model"
         return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {listed}"]
-    taken = " and ".join(in_words(scale) for scale in state.scales)
+    scales = " and ".join(in_words(scale) for scale in state.scales)
     values = (
-        f"scale of the values (used as {taken}): --values"
+        f"scale of the values (used as {scales}): --values"
         if parameters.get("values", "auto") == "auto"
         else f"--values {parameters['values']}"
     )

@@ -207,8 +207,8 @@ def card_of(stored: StoredReference, options: CardOptions | None = None, *, with
         recall, code = found.get("recall"), found.get("taken_for")
         other = None if code is None else meta["classes"][int(code)]
         if recall is not None and recall < WEAK:
-            taken = f"; most others get the label {other}" if other else ""
-            failures.append(f"{label}: recall {recall:.0%} on held-out cells{taken}")
+            confused = f"; most others get the label {other}" if other else ""
+            failures.append(f"{label}: recall {recall:.0%} on held-out cells{confused}")
         labels.append(
             {
                 "label": label,

@@ -248,7 +248,7 @@ def _bound(place: Path) -> None:
 
 #: Prefix of the arrays of a reference that belong to its gene-based members.
 PREFIX = "beside."
-#: Smallest probability whose logarithm is taken.
+#: Smallest probability; smaller ones are replaced before the logarithm.
 TINY = 1e-9
 
 Tensors = dict[str, Any]
@@ -435,10 +435,10 @@ def fit_beside(
         "all_genes": genes.axis.gene_ids,
         "sample": of_sample,
     }
-    told = ", ".join(f"{k} {v:.3f}" for k, v in joint.record["members"].items())
+    scores = ", ".join(f"{k} {v:.3f}" for k, v in joint.record["members"].items())
     note = (
         f"genes are used beside the vectors ({len(genes.axis.gene_ids):,} genes): accuracy on held-out cells "
-        f"{joint.record['accuracy']:.3f} ({told})"
+        f"{joint.record['accuracy']:.3f} ({scores})"
     )
     beside = {"meta": meta, "calibration": joint.to_dict()}
     return {PREFIX + k: v for k, v in tensors.items()}, beside, [note]

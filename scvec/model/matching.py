@@ -31,7 +31,7 @@ from scvec.model.resolvers import (
     usual_expression,
 )
 from scvec.model.storage import encoder_of, genes_of
-from scvec.model.unmeasured import gene_sets, told_of, without
+from scvec.model.unmeasured import gene_sets, missing_notes, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +148,7 @@ class ReferenceGenes:
         """The axis of the chosen genes."""
         return self.axis.select(self.chosen)
 
-    def taken(self, n_genes: int) -> Axis:
+    def with_genes(self, n_genes: int) -> Axis:
         """Return the axis of an encoder with ``n_genes`` genes: all genes, or the chosen ones."""
         return self.axis if n_genes == len(self.axis.gene_ids) else self.narrow
 
@@ -521,14 +521,14 @@ def by_gene_sets(matched: MatchedSource, then: str) -> list[MatchedSource]:
     if isinstance(matched.source, VectorSource):
         return [matched]
     sets = gene_sets(matched.source)
-    told = told_of(sets, matched.match, matched.source, then)
-    if not told:
+    notes = missing_notes(sets, matched.match, matched.source, then)
+    if not notes:
         return [matched]
     first, *others = (
         replace(matched, match=without(matched.match, one.missing), notes=(), rows=one.rows, name=one.name)
         for one in sets
     )
-    return [replace(first, notes=(*matched.notes, *told)), *others]
+    return [replace(first, notes=(*matched.notes, *notes)), *others]
 
 
 def _match_dimensions(source: CellSource, species: str) -> MatchedSource:

@@ -178,7 +178,7 @@ class ReferenceModel:
         """
         cells = sample.cells(measured)
         labels, n_classes = sample.labels, sample.n_classes
-        taken = np.arange(cells.X.shape[1], dtype=np.int64) if genes is None else genes
+        used = np.arange(cells.X.shape[1], dtype=np.int64) if genes is None else genes
 
         def fit(rows: Int64 | None, number: int) -> Members:
             part, codes = (cells, labels) if rows is None else (cells.take(rows), labels[rows])
@@ -187,7 +187,7 @@ class ReferenceModel:
                 part,
                 codes,
                 n_classes,
-                genes=taken,
+                genes=used,
                 rows=sample.rows if rows is None else sample.rows[rows],
                 seed=seed,
                 progress=together.of(number),

@@ -456,7 +456,7 @@ class GeneMap:
     crossed
         Where the names are of another species: how many genes have orthologs among the targets, and of which
         kind. ``path`` (species), ``genes``, ``crossed``, ``one_to_one``, ``several``, ``symbol_alone``,
-        ``reference_genes`` that they stand for, ``confidence`` (0-1, where tables tell it).
+        ``reference_genes`` that they stand for, ``confidence`` (0-1, if tables give it).
     """
 
     weights: Any
@@ -894,8 +894,8 @@ class _Share:
 def _crossed(shares: Mapping[str, _Share], path: Sequence[Species], n_targets: int) -> dict[str, Any]:
     """Return how genes became those of another species, as :attr:`GeneMap.crossed`."""
     kinds = Counter(share.kind for share in shares.values() if share.weights)
-    told = (share.confidence for share in shares.values() if share.weights and share.kind != "symbol")
-    known = [confidence for confidence in told if confidence == confidence]
+    given = (share.confidence for share in shares.values() if share.weights and share.kind != "symbol")
+    known = [confidence for confidence in given if confidence == confidence]
     return {
         "path": list(path),
         "genes": len(shares),

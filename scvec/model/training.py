@@ -411,7 +411,7 @@ class Labelled:
             for part, names in each
         ]
         together = np.concatenate(codes)
-        primary, told = _primary(sources, together)
+        primary, notes = _primary(sources, together)
         if primary is not None:
             together[~primary] = -1
         together, classes, rare = leave_out_rare(together, classes, min_cells)
@@ -420,10 +420,10 @@ class Labelled:
         batches = None
         if batch_key is not None:
             batches, how = _all_batches(sources, batch_key, together)
-            told += how
+            notes += how
         if batches is None and len(sources) > 1:
             batches = np.concatenate([np.full(s.n_obs, f"file {i}") for i, s in enumerate(sources)])
-        return cls(sources, together, classes, batches, (*rare, *look_over(counts)), primary, None, told)
+        return cls(sources, together, classes, batches, (*rare, *look_over(counts)), primary, None, notes)
 
     @property
     def n(self) -> int:

@@ -203,12 +203,12 @@ def _encoded(
                 here = rows[start : start + len(chunk)]
                 start += len(chunk)
                 cells[here] = cell_hashes(chunk.X, known.keys, factors)
-                new[here] = taken = known.seen.first(cells[here], primary[here])
-                some = chunk if taken.all() else chunk.take(np.flatnonzero(taken))
+                new[here] = is_new = known.seen.first(cells[here], primary[here])
+                some = chunk if is_new.all() else chunk.take(np.flatnonzero(is_new))
                 if len(some):
                     some = some.select(wanted) if len(wanted) < len(genes.measured) else some
                     vectors.append(encoder.encode(some))
-                    at.append(here[taken])
+                    at.append(here[is_new])
                 done += len(chunk)
                 progress("encoding cells", done, source.n_obs)
         encoded = np.concatenate(vectors)[np.argsort(np.concatenate(at))]
@@ -221,7 +221,7 @@ def _encoded(
             obs[HASH_COLUMN] = cells
         n_met = int((primary & ~new).sum())
         known.n_met += n_met
-        told = left_out_notes(n_met, int((~primary).sum())) + _same_names(stored, obs.index[new])
+        cell_notes = left_out_notes(n_met, int((~primary).sum())) + _same_names(stored, obs.index[new])
         record = {
             "name": source.name,
             "n_cells": int(new.sum()),
@@ -231,7 +231,7 @@ def _encoded(
             "date": _now(),
         }
         of_genes = [f"{p.name}: {n}" if p.name else n for p, genes in parts for n in genes.notes]
-        notes = [*source.notes, *alike[0].notes, *of_genes, *few, *told]
+        notes = [*source.notes, *alike[0].notes, *of_genes, *few, *cell_notes]
         return _Added(obs[new], encoded, record, notes)
 
 

@@ -121,7 +121,7 @@ def ingest_cells(
             trained = train_model(cells, asked, material, progress)
             beside = genes_beside(stack, kb, refs, cells, trained, asked, progress)
         with stages("encode cells"):
-            maps = genes.taken(len(trained.model.members.genes)).maps
+            maps = genes.with_genes(len(trained.model.members.genes)).maps
             vectors = encode_cells(trained.model.members.encoder, matched, maps, asked.cluster, progress)
         with stages("write"):
             written = write_reference(txn, kb, cells, trained, vectors, texts, beside, asked)
@@ -202,8 +202,8 @@ def match_all(
     if asked.obsm:
         return matched, dimension_axis(matched)
     for i, m in enumerate(matched):
-        match, told = left_out(m.match, m.source)
-        matched[i] = replace(m, match=match, notes=(*m.notes, *told))
+        match, warned = left_out(m.match, m.source)
+        matched[i] = replace(m, match=match, notes=(*m.notes, *warned))
     return matched, common_axis(matched, resolver)
 
 
@@ -321,7 +321,7 @@ def write_reference(
 ) -> list[str]:
     """Write the reference to the store, and return notes about its labels and its index."""
     labelled, members = cells.labelled, trained.model.members
-    axis = cells.genes.taken(len(members.genes))
+    axis = cells.genes.with_genes(len(members.genes))
     tensors, state = model_state(trained.model)
     statistics = cells.genes.statistics.select(members.genes)
     tensors |= {"genes.mean": statistics.mean, "genes.sd": statistics.sd}

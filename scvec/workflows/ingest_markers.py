@@ -65,8 +65,8 @@ class MarkersReport(Report):
         if self.columns or self.live is None:
             lines.append(f"{self.n_markers:,} markers of {self.n_terms:,} Cell Ontology terms")
         for file, columns in self.columns.items():
-            taken = ", ".join(f"{what} from {name!r}" for what, name in columns.items())
-            lines.append(f"  {file}: {taken}")
+            roles = ", ".join(f"{what} from {name!r}" for what, name in columns.items())
+            lines.append(f"  {file}: {roles}")
         if self.unmapped:
             most = sorted(self.unmapped.items(), key=lambda item: -item[1])
             named = ", ".join(f"{name!r} ({n})" for name, n in most[:N_SHOWN])

@@ -114,9 +114,9 @@ def expected_cost(
     """
     reasoning, n = is_reasoning(model), len(questions)
     asked = [question.messages() for question in questions]
-    told = sum(count_tokens([user["content"] for _, user in asked]))
+    tokens = sum(count_tokens([user["content"] for _, user in asked]))
     # The instructions are the same for all questions, so their tokens are counted once.
-    tokens_in = told + sum(prompt_tokens(m[:1]) for m in asked[:1]) * n
+    tokens_in = tokens + sum(prompt_tokens(m[:1]) for m in asked[:1]) * n
     tokens_out = n * usual[reasoning]
     return Cost(
         requests=n,

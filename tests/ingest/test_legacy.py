@@ -150,9 +150,7 @@ def test_texts_by_symbol_and_in_groups(tmp_path: Path) -> None:
     path = write(tmp_path / "t.json.gz", {"INS": "Insulin.", "GCG": "", "TTR": 5})
     assert [(r.symbol, r.value, r.group) for r in usable(path).values()] == [("INS", "Insulin.", "")]
     assert set(refused(path)) == {"GCG", "TTR"}
-    grouped = usable(
-        write(tmp_path / "g.json", {"ncbi": {"INS": "a text"}, "uniprot": {"INS": "another"}})
-    )
+    grouped = usable(write(tmp_path / "g.json", {"ncbi": {"INS": "a text"}, "uniprot": {"INS": "another"}}))
     assert [(r.group, r.value) for r in grouped.values()] == [("ncbi", "a text"), ("uniprot", "another")]
 
 

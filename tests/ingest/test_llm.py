@@ -562,7 +562,7 @@ def test_the_species_must_be_the_genes(species: Species, first: str, fits: bool)
 def test_the_task_is_not_said_back() -> None:
     told = "Write only what is well established. Say so where little is known."
     with pytest.raises(UnfitError, match="repeats the prompt"):
-        check(f"{GOOD} Write only what is well established.", told=told)
+        check(f"{GOOD} Write only what is well established.", prompt=told)
 
 
 @pytest.mark.parametrize(

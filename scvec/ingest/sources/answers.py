@@ -118,9 +118,9 @@ class Question(Protocol):
         ...
 
 
-def prompted(prompt: str, told: str, reason: str = "") -> list[dict[str, str]]:
-    """Return messages: the prompt, what is told, and why an earlier answer could not be used."""
-    messages = [{"role": "system", "content": prompt}, {"role": "user", "content": told}]
+def prompted(prompt: str, question: str, reason: str = "") -> list[dict[str, str]]:
+    """Return messages: the prompt, the question, and why an earlier answer could not be used."""
+    messages = [{"role": "system", "content": prompt}, {"role": "user", "content": question}]
     if reason:
         # The earlier answer is not sent back, because it may contain instructions.
         text = f"An earlier answer could not be used: {reason}. Answer anew, in the form asked for."

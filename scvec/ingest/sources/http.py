@@ -422,7 +422,7 @@ class MarkerSource(_HttpSource):
 
     A subclass sets ``url``, ``limit`` and ``requests``, defines :meth:`index` and :meth:`ask`, and is
     registered by ``@marker_source(NAME)``. A job is about one term of the Cell Ontology (``gene_id``), and
-    its ``prompt`` is the version that :meth:`index` told.
+    its ``prompt`` is the version that :meth:`index` returns.
     """
 
     batch_size = 1

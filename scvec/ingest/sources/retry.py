@@ -317,10 +317,10 @@ class RateLimit:
             async with self._locked():
                 now = time.time()
                 # A turn in the future was written before the clock was set back.
-                taken = [t for t in self._read() if t <= now][-self._burst :]
-                if len(taken) == self._burst:
-                    await asyncio.sleep(taken[0] + self._window - now)
-                self._path.write_text(json.dumps([*taken, time.time()][-self._burst :]), encoding="ascii")
+                turns = [t for t in self._read() if t <= now][-self._burst :]
+                if len(turns) == self._burst:
+                    await asyncio.sleep(turns[0] + self._window - now)
+                self._path.write_text(json.dumps([*turns, time.time()][-self._burst :]), encoding="ascii")
         except OSError as error:
             raise ResourceError(
                 f"scvec cannot write its count of requests: {error.strerror or type(error).__name__}",

@@ -462,7 +462,7 @@ def _put_notes(con: Any, notes: Sequence[Note]) -> int:
 
 
 def _put_markers(con: Any, answers: Sequence[Answer]) -> None:
-    """Put the markers of cell types in place of those that their sources told before."""
+    """Replace the markers that the same sources gave before for the same cell types."""
     last = {(a.job.gene_id, a.job.source): a for a in sorted(answers, key=lambda a: a.retrieved_at)}
     for cl_id, source in last:
         con.execute("DELETE FROM markers WHERE cl_id = ? AND starts_with(source, ?)", [cl_id, source])

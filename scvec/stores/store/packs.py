@@ -357,12 +357,12 @@ class PackReader:
         """
         self._file.seek(max(total - LONG_END - END, 0))
         data = self._file.read(LONG_END + END)
-        told = [struct.unpack("<HI", data[-12:-6])] if data[-END:][:4] == b"PK\x05\x06" else []
+        claimed = [struct.unpack("<HI", data[-12:-6])] if data[-END:][:4] == b"PK\x05\x06" else []
         if data[-LOCATOR - END : -END][:4] == b"PK\x06\x07":
-            told += [struct.unpack("<QQ", data[32:48])] if data[:4] == b"PK\x06\x06" else [(1 << 62, 0)]
-        if not told or data[-2:] != b"\0\0":
+            claimed += [struct.unpack("<QQ", data[32:48])] if data[:4] == b"PK\x06\x06" else [(1 << 62, 0)]
+        if not claimed or data[-2:] != b"\0\0":
             raise self._no_pack()
-        if any(number > MAX_MEMBERS + 2 or size > MAX_DIRECTORY for number, size in told):
+        if any(number > MAX_MEMBERS + 2 or size > MAX_DIRECTORY for number, size in claimed):
             raise _damaged(self._where, "it has too many members")
 
     def _no_pack(self) -> InputError:
