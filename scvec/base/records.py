@@ -67,14 +67,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A gene that tells a cell type from others.
+    """A marker gene of a cell type.
 
     Attributes
     ----------
     direction
         ``positive``, or ``negative`` for a gene that the type lacks.
     weight
-        Above 0; 1 where the source says nothing.
+        Above 0; 1 if the source gives no weight.
     """
 
     cl_id: str

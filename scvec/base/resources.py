@@ -129,7 +129,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     InputError
-        If there is no such user or no such variable, so that nothing is made under the name of one.
+        If the user or the variable does not exist; else a folder with that name would be made.
     """
     given = os.fspath(path)
     if os.path.lexists(given):

@@ -95,7 +95,7 @@ _DIFFERS = re.compile(r"'[^']*'|[\w.+/-]+\.(?:h5ad|h5|loom|h5mu|csv|tsv|txt|rds|
 
 
 def one_line_a_kind(notes: Iterable[str]) -> list[str]:
-    """Return notes, of many that differ in numbers and names only the first and what the others are about.
+    """Return notes; of many that differ only in numbers and names, the first with the names of the others.
 
     Examples
     --------
@@ -159,17 +159,17 @@ class Report(Record):
         return "\n".join(self.lines())
 
     def _repr_html_(self) -> str:
-        # What a notebook shows: names of files, labels and genes are whatever a file holds.
+        # Escaped, because names of files, labels and genes may contain markup.
         return html_lines(self.lines())
 
 
 def html_lines(lines: Iterable[str]) -> str:
-    """Return lines for people as HTML; nothing in them is markup."""
+    """Return lines of text as HTML, escaped."""
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a small table as HTML; numbers stand to the right, and nothing in a cell is markup."""
+    """Return a small table as HTML; numbers are aligned right, and cells are escaped."""
 
     def cell(value: Any) -> str:
         shown = (
@@ -210,7 +210,7 @@ def human_odds(log_odds: float) -> str:
     return f"{size} to 1 {'for' if log_odds >= 0 else 'against'} it"
 
 
-#: Seconds between two changes of what is shown.
+#: Smallest time between two updates of the display, in seconds.
 INTERVAL = 0.1
 
 

@@ -36,7 +36,7 @@ __all__ = [
     "text_sha256",
 ]
 
-#: The key of a species (:mod:`scvec.base.species`), or a name of its own.
+#: The key of a species (:mod:`scvec.base.species`), or another name.
 Species = str
 
 Float32 = npt.NDArray[np.float32]
@@ -219,7 +219,7 @@ class GeneMatch:
     ambiguous
         Name -> ids of the genes that it may mean. Ambiguous names stay unmatched.
     looks_like
-        A species whose genes are not loaded, and whose names these seem to be; empty if there is none.
+        The likely species, if its genes are not loaded; else empty.
     """
 
     names: tuple[str, ...]

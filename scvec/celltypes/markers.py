@@ -32,10 +32,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "source": ("source", "resource", "database"),
     "negative": ("genesymbolmore2",),
 }  # fmt: skip
-#: Bounds on a table, before it is read whole.
+#: Limits on the size of a table.
 MAX_BYTES, MAX_LINE = 200 << 20, 1 << 20
 _CL = re.compile(r"CL[:_](\d{7})")
-#: What tables of markers call species beside their names.
+#: Further names of species in tables of markers.
 _SHORT = {"h": "human", "m": "mouse", "homosapiens": "human", "musmusculus": "mouse"}
 _NOT_SAID = frozenset({"", "-", "auto", "na", "nan", "none", "unknown"})
 _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
@@ -48,14 +48,14 @@ _GREEK = str.maketrans("\u03b1\u03b2\u03b3\u03b4\u03b5\u03ba\u03b6", "abgdekz")
 
 @dataclass(frozen=True)
 class MarkerFile:
-    """What a table of markers holds.
+    """Content of a table of markers.
 
     Attributes
     ----------
     columns
         Role of each column of the table.
     unmapped
-        Names of cell types that stand for no term of the Cell Ontology, with their rows.
+        Names of cell types without a term of the Cell Ontology, with their rows.
     """
 
     markers: list[Marker]
@@ -112,7 +112,7 @@ def read_markers(
 class MarkerList(NamedTuple):
     """A published list: genes in order; tissue and species are empty where not given.
 
-    ``species`` stands as written where no species is called so. ``absent`` are genes with a minus: CD3-.
+    ``species`` is unchanged if it is unknown. ``absent`` are genes with a minus: CD3-.
     """
 
     group: str

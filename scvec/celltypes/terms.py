@@ -41,7 +41,7 @@ class ClassOntology:
     Attributes
     ----------
     terms, how, confidence
-        Per class its own term ("" where there is none), how it was found
+        For each class its term ("" without one), how it was found
         (:class:`scvec.celltypes.terms.Match`) and with which confidence (0 to 1).
     names
         Term -> its label.
@@ -61,11 +61,11 @@ class ClassOntology:
     def coded_broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[Texts, Texts]:
         """Return, per cell, (label, id) of the deepest term whose summed probability reaches ``bar``.
 
-        ``"T cell"`` where CD4 and CD8 are both likely; empty strings where no term reaches it. ``proba`` is
-        (n, n_classes) float32; the result is categories, one or two bytes a cell.
+        For example ``"T cell"`` if CD4 and CD8 are both likely; empty strings if no term reaches it.
+        ``proba`` is (n, n_classes) float32; the result is categories, one or two bytes a cell.
         """
         names = sorted({t for path in self.lineage.values() for t in path})
-        # The last number stands for cells without a term.
+        # The last number is for cells without a term.
         codes = np.full(len(proba), len(names), dtype=code_type(len(names) + 1))
         labels = [*(self.names.get(t, "") for t in names), ""]
         if not names:
@@ -288,13 +288,13 @@ def _singular(word: str) -> str:
     return word[:-1] if word.endswith("s") else word
 
 
-#: :func:`words` of a name, joined -> the Cell Ontology label it stands for.
+#: :func:`words` of a name, joined -> the Cell Ontology label.
 SPELLINGS: dict[str, str] = {" ".join(words(name)): label for name, label in _NAMES.items()}
 
 
 #: Confidence of each way of matching. Spellings may leave out a word that matters; a broader term says less.
 SURE = {"label": 1.0, "synonym": 1.0, "plural": 1.0, "tissue": 0.95, "spelling": 0.95, "broader": 0.8}
-#: Terms of one species or animal group: no plain word stands for them.
+#: Terms of one species or animal group, which no general word means.
 _SPECIAL = re.compile(r"\((Mmus|sensu .*|metazoa|Primate|Homo sapiens)\)")
 _MARKER = re.compile(r"(cd\d+[a-z]*|[a-z0-9]*\d[a-z0-9]*|fcgr3a)-?|\w+-")
 
@@ -306,7 +306,7 @@ class Match:
     Attributes
     ----------
     cl_id, name
-        Term and its label; empty where there is none.
+        Term and its label; empty without a match.
     how
         ``label``, ``synonym``, ``plural`` (case, plural and the word "cell" aside), ``tissue`` (what the word
         means among these labels), ``spelling`` (as labs write it), ``broader`` (markers or states left out),

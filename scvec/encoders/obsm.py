@@ -20,9 +20,9 @@ Int64 = npt.NDArray[np.int64]
 
 #: Cells of a query that are compared with the reference.
 N_COMPARED = 500
-#: Least cells for an answer: fewer have no neighbours of their own to be compared with.
+#: Smallest number of cells for the comparison; fewer have too few neighbours among each other.
 MIN_CELLS = 20
-#: Nearest other cells of the query that a cell is compared with: fewer where a type may have no more.
+#: Number of nearest other query cells for the comparison; fewer for a small query.
 N_OWN = 10
 #: Cells per group of reference cells, most groups, and fewest cells of a group that is kept.
 PER_GROUP, MAX_GROUPS, MIN_GROUP = 20, 64, 5
@@ -140,7 +140,7 @@ def _distances(A: Float64, B: Float64) -> Float64:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of vectors before training.
+    """Facts about vectors before training.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ class Known:
     scale
         What vectors are divided by.
     variance
-        ``uns['pca']['variance']`` of scanpy, which tells one PCA from another; empty where there is none.
+        ``uns['pca']['variance']`` of scanpy, which identifies a PCA; empty without it.
         What scvi-tools writes (``_scvi_uuid``, ``_scvi_manager_uuid``) names a data set and not a model.
     """
 
@@ -195,7 +195,7 @@ class Known:
 class ObsmEncoder:
     """Takes the vectors of ``obsm[KEY]`` as they are.
 
-    The "genes" of its cells are the dimensions of the vectors. Nothing of the expression is used.
+    The "genes" of its cells are the dimensions of the vectors. Expression is not used.
     """
 
     name: str

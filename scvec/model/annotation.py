@@ -473,7 +473,7 @@ def judge(
     Parameters
     ----------
     parts
-        The cells, those that measured the same genes together. Each part has a shift of its own.
+        The cells, in parts with the same measured genes. The shift is computed for each part.
     found
         The predictions for all cells, in the order of the file. The annotation takes over the arrays.
     parameters

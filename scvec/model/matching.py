@@ -355,7 +355,7 @@ def align_species(
 #: Cells of a file for comparing possible scales of its values.
 N_PROBED = 512
 
-#: A query must measure at least so many genes of the reference.
+#: Smallest number of reference genes that a query must measure.
 MIN_GENES = 10
 
 
@@ -509,14 +509,14 @@ def match_genes(
 
 
 def by_gene_sets(matched: MatchedSource, then: str) -> list[MatchedSource]:
-    """Return the cells in parts with the same measured genes, the largest first; one part if all are alike.
+    """Return the cells in parts with the same measured genes, the largest first.
 
     Each part matches the genes that its cells measured. The first part has a warning about all parts.
 
     Parameters
     ----------
     then
-        Text of the warning: what is done with the parts.
+        Text of the warning: the consequence.
     """
     if isinstance(matched.source, VectorSource):
         return [matched]

@@ -209,7 +209,7 @@ def is_chance(found: FoundGenes) -> bool:
     return found.share < REFUSE_SHARE or (few and found.share < MOST_COUNTS)
 
 
-#: Genes that tell whether expression is as usual, and the rank correlation below which it is not. True files
+#: Number of genes for the check of usual expression, and smallest usual rank correlation. Correct files
 #: of whole genomes have 0.2 to 0.9, names on wrong columns -0.06 to 0.19 (benchmarks/species_detection.py).
 N_USUAL, USUAL = 1000, 0.1
 
@@ -430,7 +430,7 @@ _EDGES = "_|-:;,./ \t()[]"
 
 # Kinds of names in the aliases table, the most reliable first.
 _EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
-#: What names are called of which nothing is known.
+#: Name of unknown kinds of gene names.
 OWN_IDS = "ids of their own kind"
 _ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "nomenclature ids"}
 
@@ -452,11 +452,11 @@ class GeneMap:
     measured
         (n_target,) bool: target genes with at least one name.
     notes
-        What a user should know about it.
+        Notes for users.
     crossed
-        Where the names are of another species: how many genes have orthologs among the targets, and of which
+        For names of another species: the number of genes with orthologs among the targets, and of which
         kind. ``path`` (species), ``genes``, ``crossed``, ``one_to_one``, ``several``, ``symbol_alone``,
-        ``reference_genes`` that they stand for, ``confidence`` (0-1, if tables give it).
+        ``reference_genes`` that they map to, ``confidence`` (0-1, if tables give it).
     """
 
     weights: Any
@@ -603,7 +603,7 @@ class GeneResolver:
         return tuple(one for one, table in self._names.items() if table.ids)
 
     def symbol(self, gene_id: str) -> str:
-        """Return the official symbol of a gene in small letters; empty where it has none."""
+        """Return the official symbol of a gene in small letters; empty without one."""
         return str(self._symbol.get(gene_id, ""))
 
     def resolve(self, names: Sequence[str], species: Species | str = "auto") -> GeneMatch:

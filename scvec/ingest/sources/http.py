@@ -177,7 +177,7 @@ class HttpClient:
         return await self.caller.call(request)
 
     async def get_read(self, path: str, read: Callable[[bytes], T]) -> T:
-        """Get a file and return what ``read`` makes of the body, which is empty where there is no file."""
+        """Get a file and return the result of ``read`` for its body; a missing file has an empty body."""
 
         async def request() -> T:
             try:
@@ -188,13 +188,13 @@ class HttpClient:
         return await self.caller.call(request, unfit=3)
 
     async def get_json(self, path: str, shape: type[T]) -> T | None:
-        """Get a JSON file, which must be a ``shape``; None where there is no such file."""
+        """Get a JSON file, which must be a ``shape``; None if the file is missing."""
 
         def read(body: bytes) -> T | None:
             try:
                 return self._parsed(body, shape) if body.strip() else None
             except ServiceError as error:
-                # One damaged file does not tell that the service is gone.
+                # One damaged file does not mean that the service is down.
                 raise ServiceError("unfit", error.reason) from None
 
         return await self.get_read(path, read)

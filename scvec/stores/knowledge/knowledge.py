@@ -692,7 +692,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         rows
             Table with the columns of :meth:`orthologs` but for ``source``; genes are stored ids.
         source
-            Name of the table that they came from: what was loaded under it before goes.
+            Name of the table of origin; pairs that were loaded under this name before are deleted.
         """
         with self.transaction():
             self._con.execute("DELETE FROM orthologs WHERE source = ?", [source])

@@ -217,11 +217,11 @@ class Snapshot:
 
     @property
     def species(self) -> tuple[str, ...]:
-        """All species whose genes are in the snapshot, those that go into every store first."""
+        """All species with genes in the snapshot; the species of every store first."""
         return (*SPECIES, *self.more_species)
 
     def parts(self, species: Sequence[str]) -> list[str]:
-        """Return what the names of the tables begin with that hold the genes of some species."""
+        """Return the prefixes of the names of the tables with the genes of some species."""
         own, more = (set(species) & set(s) for s in (SPECIES, self.more_species))
         return [part for part, there in (("", own), ("more_", more)) if there]
 

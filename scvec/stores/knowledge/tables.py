@@ -120,7 +120,7 @@ def insert_aliases(con: Any, rows: pa.Table, select: str) -> int:
     )
 
 
-#: Kinds of orthologs, the one that tells most first.
+#: Kinds of orthologs, the most specific first.
 _KINDS = ("one2one", "one2many", "many2many", "symbol")
 
 
