@@ -556,13 +556,7 @@ def obsm_key(stored: StoredReference | GeneSide) -> str | None:
 
 
 def _query_dimensions(stored: StoredReference | GeneSide, source: VectorSource, *, force: bool) -> GeneMap:
-    """Return the map from the vectors of a query to those of a reference.
-
-    Raises
-    ------
-    InputError
-        If they have another length, or seem to be from another model, unless ``force``.
-    """
+    """Return the map from the vectors of a query to those of a reference; refuse those of another model."""
     from scvec.encoders.obsm import N_COMPARED, ObsmEncoder
 
     encoder = encoder_of(stored)

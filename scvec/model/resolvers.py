@@ -547,15 +547,8 @@ class _Names:
         return _MISS
 
 
-class _Links:
-    """Orthologs of the genes of one species in another species."""
-
-    def __init__(self) -> None:
-        #: gene -> partner -> (kind, confidence)
-        self.partners: dict[str, dict[str, tuple[str, float]]] = {}
-
-    def add(self, gene: str, partner: str, kind: str, confidence: float) -> None:
-        self.partners.setdefault(gene, {})[partner] = (kind, confidence)
+#: Orthologs of the genes of one species in another: gene -> partner -> (kind, confidence).
+_Links: TypeAlias = dict[str, dict[str, tuple[str, float]]]
 
 
 class GeneResolver:
@@ -594,8 +587,9 @@ class GeneResolver:
         for gene, own, partner, other, kind, confidence in zip(
             *(orthologs[c].to_numpy(dtype=object) for c in columns), strict=True
         ):
-            self._links.setdefault((own, other), _Links()).add(gene, partner, kind, confidence)
-            self._links.setdefault((other, own), _Links()).add(partner, gene, kind, confidence)
+            pair = (kind, confidence)
+            self._links.setdefault((own, other), {}).setdefault(gene, {})[partner] = pair
+            self._links.setdefault((other, own), {}).setdefault(partner, {})[gene] = pair
 
     @property
     def species(self) -> tuple[str, ...]:
@@ -691,13 +685,7 @@ class GeneResolver:
         return best, notes, spelled[best] < 0.5 * n[best], stranger
 
     def _stranger(self, names: Sequence[str], known: Bool) -> str:
-        """Return a species that is not loaded and fits the names better; empty if there is none.
-
-        Parameters
-        ----------
-        known
-            (n,) bool names that the best of the loaded species knows.
-        """
+        """Return a species that is not loaded and knows more names than ``known`` (n,) bool; else empty."""
         left = [name for name, there in zip(names, known, strict=True) if not there]
         ids = Counter(key for name in left if (key := id_species(name)) and key not in self.species)
         for key, n in ids.most_common(1):
@@ -832,11 +820,11 @@ class GeneResolver:
         raise InputError(what, "", fix, code="species-not-joined")
 
     def _n_genes(self, species: Species, target: Species) -> int:
-        return len(self._links[species, target].partners)
+        return len(self._links[species, target])
 
     def _cross(self, gene_id: str, path: Sequence[Species], column: Container[str]) -> _Share:
         """Return the weights of a gene on the genes in ``column`` of the last species of a path."""
-        link = self._links[path[0], path[1]].partners.get(gene_id, {})
+        link = self._links[path[0], path[1]].get(gene_id, {})
         last = len(path) == 2
         onward = {} if last else {p: self._cross(p, path[1:], column) for p in sorted(link)}
         there = [p for p in sorted(link) if (p in column if last else onward[p].weights)]
@@ -872,7 +860,7 @@ class GeneResolver:
                 gene: min(link, key=lambda p: (-_sure(link[p]), p))
                 for (_, other), links in self._links.items()
                 if other == target
-                for gene, link in links.partners.items()
+                for gene, link in links.items()
             }
         return self._best[target]
 
@@ -963,18 +951,12 @@ _MANY_SHARED = 100
 
 @dataclass(frozen=True)
 class _Votes:
-    """The two species with the most known names.
+    """The two species with the most known names."""
 
-    Attributes
-    ----------
-    n, spelled
-        Species -> number of known names ignoring case, and in exact spelling.
-    luck
-        Difference of ``n`` that may occur by chance.
-    """
-
+    #: Species -> number of known names ignoring case, and in exact spelling.
     n: dict[Species, int]
     spelled: dict[Species, int]
+    #: Difference of ``n`` that may occur by chance.
     luck: float
 
     @property

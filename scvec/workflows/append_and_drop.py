@@ -254,17 +254,7 @@ def _same_names(stored: StoredReference, names: pd.Index) -> list[str]:
 
 
 class _Known:
-    """Hashes of the cells that a reference has or that are about to be appended.
-
-    Attributes
-    ----------
-    keys
-        (n_genes,) keys of all genes of the reference, for the hashes of cells.
-    seen, digests
-        Hashes of the cells, and digests of their files.
-    n_met
-        Number of new cells that the reference had already.
-    """
+    """Hashes of the cells that a reference has or that are about to be appended, and of their files."""
 
     def __init__(self, stored: StoredReference) -> None:
         # References from older versions of scvec have no hashes.

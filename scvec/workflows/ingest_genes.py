@@ -189,13 +189,7 @@ def _source_file(source: str | Path, names: Sequence[str] | None) -> Path | None
 
 
 def _load_shipped(kb: KnowledgeBase, species: Sequence[str], *, needed: bool) -> list[str]:
-    """Load the shipped genes of some species, and return notes.
-
-    Raises
-    ------
-    InputError
-        If the genes are ``needed`` but a species does not ship.
-    """
+    """Load the shipped genes of some species, and return notes; refuse ``needed`` genes that do not ship."""
     shipped = Snapshot.open().species
     missing = [one for one in species if one not in shipped]
     if missing and needed:

@@ -421,13 +421,7 @@ def _empty_choice(
 
 
 def _fill(choice: Choice, profile: MatrixProfile, step: int, *, judged: bool) -> None:
-    """Read every row once to fill the totals of a choice and a profile.
-
-    Parameters
-    ----------
-    judged
-        Whether the profile samples the rows that are not on the scale of the others.
-    """
+    """Read every row once to fill totals and a profile, which ``judged`` limits to rows on another scale."""
     reader, state, mask = choice.reader, choice.state, choice.feature_mask
     genes = np.flatnonzero(mask)
     reader.n_unsorted = reader.n_duplicates = 0
