@@ -257,7 +257,7 @@ class _Known:
     """Hashes of the cells that a reference has or that are about to be appended, and of their files."""
 
     def __init__(self, stored: StoredReference) -> None:
-        # References from older versions of scvec have no hashes.
+        # A pack without cells has no hashes.
         there = HASH_COLUMN in stored.obs.columns
         self.seen = Seen(stored.obs[HASH_COLUMN].to_numpy(dtype=np.int64) if there else None)
         files = [*stored.meta.get("sources", []), *stored.meta.get("appended", [])]
