@@ -546,7 +546,7 @@ def dimension_map(n: int) -> GeneMap:
 
     from scvec.model.resolvers import GeneMap
 
-    return GeneMap(identity(n, dtype=np.float32, format="csr"), False, np.ones(n, dtype=bool))
+    return GeneMap(identity(n, dtype=np.float32, format="csr"), np.ones(n, dtype=bool))
 
 
 def obsm_key(stored: StoredReference | GeneSide) -> str | None:

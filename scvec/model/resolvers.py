@@ -447,8 +447,6 @@ class GeneMap:
     ----------
     weights
         (n_names, n_target) scipy CSR float32: ``counts @ weights`` are counts over the target genes.
-    via_orthologs
-        Whether the names are of another species than the targets.
     measured
         (n_target,) bool: target genes with at least one name.
     notes
@@ -460,7 +458,6 @@ class GeneMap:
     """
 
     weights: Any
-    via_orthologs: bool
     measured: Bool
     notes: tuple[str, ...] = ()
     crossed: Mapping[str, Any] = field(default_factory=dict)
@@ -787,7 +784,7 @@ class GeneResolver:
         measured = np.zeros(shape[1], dtype=bool)
         measured[csr.indices] = True
         crossed = _crossed(shares, path, int(measured.sum())) if via else {}
-        return GeneMap(csr, via, measured, _crossing_note(crossed, shape[1]), crossed)
+        return GeneMap(csr, measured, _crossing_note(crossed, shape[1]), crossed)
 
     def path(self, species: Species, target: Species) -> tuple[Species, ...]:
         """Return the shortest path of species from one to the other, joined by orthologs.
