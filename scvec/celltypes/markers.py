@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scvec.base.errors import InputError
-from scvec.base.records import Marker
 from scvec.base.species import SPECIES, species_named
+from scvec.base.types import Marker
 from scvec.celltypes.terms import TermMatcher
 
 __all__ = ["COLUMNS", "MarkerFile", "MarkerList", "read_marker_lists", "read_markers"]

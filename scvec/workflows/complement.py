@@ -13,11 +13,10 @@ from typing import Any
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.records import Answer, Failure, Job
 from scvec.base.results import Report, counts_line
 from scvec.base.settings import Settings, redact
 from scvec.base.species import known_species
-from scvec.base.types import Description, Progress, Species, no_progress
+from scvec.base.types import Answer, Description, Failure, Job, Progress, Species, no_progress
 from scvec.ingest.sources.answers import ChatSource, UnfitError, foreign, json_object, prompted, tidy, whole
 from scvec.ingest.sources.openai import LlmService, Reply
 from scvec.ingest.sources.prices import Budget, price_of

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.records import Job
 from scvec.base.results import Report, counts_line
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.species import SPECIES, known_species, species_key
-from scvec.base.types import Progress, no_progress
+from scvec.base.types import Job, Progress, no_progress
 from scvec.ingest.genes import read_gene_file
 from scvec.ingest.orthologs.ortholog_tables import Names, Pair, is_ortholog_table, read_ortholog_table
 from scvec.ingest.sources import SOURCES, load_source

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError, ScvecError
 from scvec.base.options import options_of, takes_options
-from scvec.base.records import Job
 from scvec.base.results import Report
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.species import SPECIES
-from scvec.base.types import Progress, no_progress
+from scvec.base.types import Job, Progress, no_progress
 from scvec.celltypes.markers import MarkerFile, read_markers
 from scvec.celltypes.terms import TermMatcher
 from scvec.ingest.sources import MARKER_SOURCES, load_marker_source

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scvec.base.errors import InputError, ScvecError, unreadable
-from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.results import Record, Report, table
 from scvec.base.settings import Price
 from scvec.base.species import SPECIES
-from scvec.base.types import Progress, Species, no_progress
+from scvec.base.types import Answer, Failure, Job, Progress, Species, Wanted, no_progress
 from scvec.ingest.sources.answers import Question
 from scvec.ingest.sources.openai import is_reasoning, prompt_tokens
 from scvec.ingest.sources.prices import count_tokens

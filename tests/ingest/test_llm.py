@@ -16,9 +16,8 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.base.records import Answer, Failure
 from scvec.base.settings import Price, Secret, ServiceSettings
-from scvec.base.types import Species, text_sha256
+from scvec.base.types import Answer, Failure, Species, text_sha256
 from scvec.ingest.sources.openai import Chat, LlmService, is_reasoning, prompt_tokens
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from scvec.base.records import Answer, Failure, Job
+from scvec.base.types import Answer, Failure, Job
 from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import ServiceError

@@ -16,9 +16,8 @@ from yarl import URL
 
 from scvec import __version__
 from scvec.base.errors import InputError
-from scvec.base.records import Answer, Failure, Job, Note, Wanted
 from scvec.base.settings import ServiceSettings, is_loopback, redact
-from scvec.base.types import Description, Gene
+from scvec.base.types import Answer, Description, Failure, Gene, Job, Note, Wanted
 from scvec.ingest.sources.facts import clean_summary, clean_text, facts_of, provenance_json
 from scvec.ingest.sources.retry import PATIENCE, Caller, Kind, RateLimit, ServiceError, parse_retry_after
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scvec.base.errors import StoreError
-from scvec.base.records import Answer, Failure, Job, Note
 from scvec.base.species import SPECIES
-from scvec.base.types import Description, Gene
+from scvec.base.types import Answer, Description, Failure, Gene, Job, Note
 from scvec.stores.knowledge.gene_search import GeneSearch
 from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot, load_ontologies, load_snapshot_genes
 from scvec.stores.knowledge.tables import (

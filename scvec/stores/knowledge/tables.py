@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, LockedError, ResourceError, ScvecError, StoreError, did_you_mean
-from scvec.base.records import Marker
-from scvec.base.types import Description
+from scvec.base.types import Description, Marker
 
 if TYPE_CHECKING:
     import pandas as pd
