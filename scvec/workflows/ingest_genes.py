@@ -22,6 +22,7 @@ from scvec.ingest.sources import SOURCES, load_source
 from scvec.model.resolvers import GeneResolver, ensure_knowledge, resolver_of
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.knowledge.snapshot import Snapshot
+from scvec.stores.knowledge.tables import arrow
 from scvec.stores.store.store import Store
 from scvec.workflows.live import Cost, LiveOptions, LiveReport, Questions, ask_live, wanted_genes
 
@@ -270,21 +271,17 @@ def _gene_ids(resolver: GeneResolver, pairs: Sequence[Pair]) -> list[tuple[str |
 
 def _pair_table(rows: Mapping[tuple[str, str, str, str], tuple[str, float | None]]) -> pa.Table:
     """Return pairs as a table; a missing kind follows from the number of partners of the genes."""
-    import pyarrow as pa
-
     partners: Counter[tuple[str, str]] = Counter()
     for gene, species, other, other_species in rows:
         partners[gene, other_species] += 1
         partners[other, species] += 1
-    kinds = []
-    for (gene, species, other, other_species), (kind, _) in rows.items():
+    pairs = []
+    for (gene, species, other, other_species), (kind, confidence) in rows.items():
         many = (partners[gene, other_species] > 1) + (partners[other, species] > 1)
-        kinds.append(kind or ("one2one", "one2many", "many2many")[many])
-    columns = [*zip(*rows, strict=True)] if rows else [()] * 4
-    names = ("gene_id", "species", "other_id", "other_species")
-    table = {name: pa.array(list(c), pa.string()) for name, c in zip(names, columns, strict=True)}
-    confidence = pa.array([c for _, c in rows.values()], pa.float32())
-    return pa.table(table | {"kind": pa.array(kinds, pa.string()), "confidence": confidence})
+        kind = kind or ("one2one", "one2many", "many2many")[many]
+        pairs.append((gene, species, other, other_species, kind, confidence))
+    names = ("gene_id", "species", "other_id", "other_species", "kind")
+    return arrow(pairs, **dict.fromkeys(names, "string"), confidence="float32")
 
 
 def _load_file(

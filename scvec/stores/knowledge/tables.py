@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "TIME_COLUMNS",
     "Digest",
     "Tables",
+    "arrow",
     "connect",
     "create",
     "current_version",
@@ -37,6 +38,7 @@ __all__ = [
     "insert_aliases",
     "insert_orthologs",
     "marker_table",
+    "registered",
     "rows_where",
     "translate",
     "upsert",
@@ -44,13 +46,31 @@ __all__ = [
 ]
 
 
+def arrow(rows: Iterable[Sequence[Any]], **kinds: str) -> pa.Table:
+    """Return rows as an Arrow table; ``kinds`` are the types of its columns by name, such as ``string``."""
+    import pyarrow as pa
+
+    columns = list(zip(*rows, strict=True)) or [()] * len(kinds)
+    values = zip(kinds.items(), columns, strict=True)
+    return pa.table({name: pa.array(column, kind) for (name, kind), column in values})
+
+
+@contextmanager
+def registered(con: Any, **tables: pa.Table) -> Iterator[None]:
+    """Make Arrow tables visible to SQL, by their names, inside the block."""
+    for name, table in tables.items():
+        con.register(name, table)
+    try:
+        yield
+    finally:
+        for name in tables:
+            con.unregister(name)
+
+
 def insert(con: Any, table: str, rows: pa.Table, select: str) -> int:
     """Insert ``SELECT ... FROM incoming`` and return the number of rows added."""
-    con.register("incoming", rows)
-    try:
+    with registered(con, incoming=rows):
         return int(con.execute(f"INSERT INTO {table} BY NAME {select}").fetchall()[0][0])
-    finally:
-        con.unregister("incoming")
 
 
 def upsert(
@@ -83,11 +103,8 @@ def upsert(
     where
         SQL condition over ``s`` and ``t``; other rows are not updated.
     """
-    con.register("incoming", rows)
-    try:
+    with registered(con, incoming=rows):
         con.execute(f"CREATE OR REPLACE TEMP TABLE staged AS {select}")
-    finally:
-        con.unregister("incoming")
     same = " AND ".join(f"t.{key} = s.{key}" for key in keys)
     changed = " OR ".join(f"t.{column} IS DISTINCT FROM {value}" for column, value in update.items())
     sets = ", ".join(f"{column} = {value}" for column, value in update.items())
@@ -151,32 +168,15 @@ def insert_orthologs(con: Any, rows: pa.Table, source: str) -> int:
 
 def description_table(rows: Iterable[Description]) -> pa.Table:
     """Return descriptions as an Arrow table; the last description with a key replaces earlier ones."""
-    import pyarrow as pa
-
     last = {(d.gene_id, d.source, d.model, d.prompt): d for d in rows}
-    fields = (
-        "gene_id",
-        "text",
-        "source",
-        "source_version",
-        "retrieved_at",
-        "sha256",
-        "kind",
-        "model",
-        "prompt",
-        "provenance",
-    )
-    return pa.table({f: pa.array([getattr(d, f) for d in last.values()], pa.string()) for f in fields})
+    fields = "gene_id text source source_version retrieved_at sha256 kind model prompt provenance".split()
+    return arrow([[getattr(d, f) for f in fields] for d in last.values()], **dict.fromkeys(fields, "string"))
 
 
 def marker_table(markers: Iterable[Marker]) -> pa.Table:
-    """Markers as an Arrow table."""
-    import pyarrow as pa
-
-    text = pa.string()
-    kinds = dict.fromkeys(("cl_id", "tissue", "species", "gene", "direction"), text)
-    schema = pa.schema({**kinds, "weight": pa.float32(), "source": text})
-    return pa.Table.from_pylist([asdict(m) for m in markers], schema)
+    """Return markers as an Arrow table."""
+    kinds = dict.fromkeys(("cl_id", "tissue", "species", "gene", "direction"), "string")
+    return arrow(map(astuple, markers), **kinds, weight="float32", source="string")
 
 
 @contextmanager
@@ -291,17 +291,6 @@ class Tables:
         with translate(self.path):
             frame: pd.DataFrame = self._con.execute(sql, list(parameters)).df()
         return frame
-
-    @contextmanager
-    def _registered(self, **tables: pa.Table) -> Iterator[None]:
-        """Make Arrow tables visible to SQL, by their names, inside the block."""
-        for name, table in tables.items():
-            self._con.register(name, table)
-        try:
-            yield
-        finally:
-            for name in tables:
-                self._con.unregister(name)
 
 
 _ORTHOLOGS = """
