@@ -528,9 +528,9 @@ def calibration_record(
     Parameters
     ----------
     members
-        What the parts of the answer are called -> their scores or probabilities (n, n_classes).
+        Name of a part of the answer -> its scores or probabilities (n, n_classes).
     predicted
-        (n,) classes that were given, where they are not those of ``proba``.
+        (n,) predicted classes, if they are not those of ``proba``.
     """
     predicted = proba.argmax(axis=1) if predicted is None else predicted
     sure, correct = proba.max(axis=1), predicted == truth

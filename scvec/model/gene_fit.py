@@ -121,10 +121,9 @@ def fitted_to(
 def rotation(
     stored: StoredReference | GeneSide, model: ReferenceModel, base: ReferenceModel
 ) -> Float32 | None:
-    """Return the (dim, base dim) matrix that turns the cell space of one fit onto that of another.
+    """Return the (dim, base dim) rotation from the cell space of one fit to that of another; None if equal.
 
-    Both hold the training cells; the rotation brings these nearest (orthogonal Procrustes). None where both
-    are one model.
+    It minimizes the distances between the training cells in both spaces (orthogonal Procrustes).
     """
     if model is base:
         return None
@@ -378,7 +377,7 @@ class GeneSide:
 
 
 def gene_side(stored: StoredReference) -> GeneSide | None:
-    """Return the gene-based members of a reference of vectors; None where it has none."""
+    """Return the gene-based members of a reference of vectors; None without them."""
     return GeneSide(stored) if "beside" in stored.meta else None
 
 
@@ -397,7 +396,7 @@ def fit_beside(
     Returns
     -------
     tensors, meta
-        What a reference holds of them.
+        Their tensors and meta data in the reference.
     notes
         How well both do on held-out cells.
     """
@@ -406,7 +405,7 @@ def fit_beside(
     rows = rows[np.isin(labelled.numbers[rows], whole.rows)]
     sample, _ = read_sample(labelled, rows, matched, genes.axis.maps, None, seed)
     at = np.searchsorted(whole.rows, sample.rows)
-    # The folds of the vectors: what is held out of one is held out of the other.
+    # The folds of the vectors, so that the same cells are held out from both.
     sample = replace(sample, folds=whole.folds[at], held_out=whole.held_out, n_batches=whole.n_batches)
     made = ReferenceModel.fit(
         lambda cells, labels: make_encoder(

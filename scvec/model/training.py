@@ -673,7 +673,7 @@ def _primary(
 def _all_batches(
     sources: list[CellSource], batch_key: str, codes: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.str_] | None, tuple[str, ...]]:
-    """Return the batch of each cell of all files, None where a column tells of none, and notes."""
+    """Return the batch of each cell of all files (None without batches), and notes."""
     batches = np.concatenate([_batches(s, batch_key, i) for i, s in enumerate(sources)])
     missing = np.concatenate([s.obs[batch_key].isna().to_numpy() for s in sources])
     if missing.all():

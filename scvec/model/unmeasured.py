@@ -69,7 +69,7 @@ class GeneSet:
 
 
 def gene_sets(source: CellSource) -> list[GeneSet]:
-    """Return the parts of a file with different measured genes, the largest first; empty if all are alike.
+    """Return the parts of a file with different measured genes, the largest first; empty if there is one.
 
     A batch lacks a gene that is zero in every cell of it and common in others, many at a time. Batches are
     those of obs columns with a usual name of batches. If these show nothing, the cells are grouped by their

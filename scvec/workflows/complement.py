@@ -226,7 +226,7 @@ class Subject:
         return prompted(PROMPT, f"The gene:\n{self.question}", reason)
 
     def read(self, reply: Reply) -> str:
-        """Return the description in a reply; raise UnfitError where it cannot be used."""
+        """Return the description in a reply; raise UnfitError if it cannot be used."""
         return check_answer(
             whole(reply),
             symbol=tidy(self.symbol, 60),

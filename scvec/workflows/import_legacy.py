@@ -261,7 +261,7 @@ def read_legacy(path: Path | str, *, memory: str | int | None = None) -> dict[st
 
 
 def _values(path: Path, memory: str | int | None) -> Any:
-    """Return the values of a file; of a key that stands there twice, the last."""
+    """Return the values of a file; the last value of a repeated key."""
     name = path.name.lower().removesuffix(".gz")
     limit = parse_memory(memory) // _PER_BYTE
     with path.open("rb") as raw:

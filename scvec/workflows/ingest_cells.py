@@ -271,7 +271,7 @@ def train_model(
 
 
 class Beside(NamedTuple):
-    """What a reference of vectors holds of members that stand on genes: nothing where there are none."""
+    """Tensors, meta data and notes of the gene-based members of a reference of vectors; empty without them."""
 
     tensors: dict[str, npt.NDArray[Any]]
     meta: Mapping[str, Any]
@@ -287,7 +287,7 @@ def genes_beside(
     asked: IngestOptions,
     progress: Progress,
 ) -> Beside:
-    """Train gene-based members beside vectors of ``obsm``, where the files hold genes and values too."""
+    """Train gene-based members for a reference of vectors, if the files also have values of genes."""
     if not asked.obsm or asked.vectors_only:
         return Beside({}, {}, [])
     labelled = cells.labelled

@@ -153,7 +153,7 @@ class LiveReport(Report):
     cost
         Cost of this run, or the estimate in a dry run.
     noun
-        What the jobs are about, for reports.
+        Subject of the jobs in reports.
     """
 
     source: str
@@ -308,7 +308,7 @@ class Questions:
     final
         Failures of earlier runs that another request would not change.
     noun
-        What the jobs are about, for reports.
+        Subject of the jobs in reports.
     """
 
     name: str
