@@ -271,7 +271,7 @@ def train_model(
 
 
 class Beside(NamedTuple):
-    """Tensors, meta data and notes of the gene-based members of a reference of vectors; empty without them."""
+    """Tensors, meta data and notes of the gene-based members of a reference of vectors; may be empty."""
 
     tensors: dict[str, npt.NDArray[Any]]
     meta: Mapping[str, Any]
