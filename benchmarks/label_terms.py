@@ -1,6 +1,6 @@
 """How often a guessed Cell Ontology term is right: each synonym taken for a label that nobody knows.
 
-Prints the constants of ``scvec/celltypes/label_terms.py`` and the share of right guesses.
+Prints the constants of ``scvec/celltypes/terms.py`` and the share of right guesses.
 
     python benchmarks/label_terms.py
 """
@@ -15,8 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from scvec.backbones import load_backbone, parse_spec
-from scvec.celltypes.label_terms import CLEARLY, N_CANDIDATES, SURE_ENOUGH
-from scvec.celltypes.terms import TermMatcher
+from scvec.celltypes.terms import CLEARLY, N_CANDIDATES, SURE_ENOUGH, TermMatcher
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 
 

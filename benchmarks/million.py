@@ -176,7 +176,7 @@ def measure(tool: str, folder: Path, n: int, memory: float, hours: float) -> dic
         note = "failed: " + (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1][:120]
     if note:
         return {**row, "accuracy": "-", "macro_f1": "-", "note": note}
-    from scvec.model.metrics import accuracy, macro_f1
+    from scvec.model.calibration import accuracy, macro_f1
 
     truth = anndata.read_h5ad(query, backed="r").obs["cell_type"].to_numpy().astype(str)
     said = np.load(out)

@@ -52,9 +52,9 @@ from scvec.celltypes.naming import FALL, FEATURES, LINEAGE, MarkerIndex, NameFit
 from scvec.celltypes.terms import TermMatcher
 from scvec.ingest.cells.source import CellSource
 from scvec.model import known_markers
+from scvec.model.calibration import expected_calibration_error
 from scvec.model.known_markers import absent_markers, listed_genes, marker_rows, ortholog_key, shipped_tissues
 from scvec.model.matching import match_genes
-from scvec.model.metrics import expected_calibration_error
 from scvec.workflows import name as name_module
 from scvec.workflows.name import NameOptions, _named_groups, knowledge
 

@@ -45,9 +45,9 @@ from tables import markdown, publish
 from scvec.backbones import load_backbone, parse_spec
 from scvec.base.species import SPECIES
 from scvec.base.types import Space
+from scvec.model.calibration import accuracy, macro_f1
 from scvec.model.gene_vectors import gene_table
 from scvec.model.matching import with_partners
-from scvec.model.metrics import accuracy, macro_f1
 from scvec.model.resolvers import GeneMap, GeneResolver, snapshot_resolver
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.knowledge.snapshot import Snapshot

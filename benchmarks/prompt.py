@@ -23,8 +23,8 @@ from baron import pairs
 from tables import markdown, publish
 
 from scvec.base.types import CellChunk
+from scvec.model.calibration import accuracy, macro_f1
 from scvec.model.classifiers import Head
-from scvec.model.metrics import accuracy, macro_f1
 
 COLUMNS = (
     "encoder", "trained_on", "epochs", "held_out_macro_f1", "accuracy", "macro_f1", "fit_s", "s_per_1000",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pairs import PROJECT
 
-from scvec.model.metrics import expected_calibration_error
+from scvec.model.calibration import expected_calibration_error
 
 __all__ = ["auroc", "false_positive_rate", "relatedness", "risk_coverage", "score"]
 

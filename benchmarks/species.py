@@ -27,7 +27,7 @@ from pairs import PANCREAS_MERGED
 from tables import markdown, publish
 
 from scvec.model import matching, resolvers
-from scvec.model.metrics import accuracy, macro_f1
+from scvec.model.calibration import accuracy, macro_f1
 from scvec.model.resolvers import GeneResolver
 from scvec.workflows import query as query_module
 from scvec.workflows.ingest_cells import ingest_cells

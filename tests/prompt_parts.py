@@ -37,7 +37,7 @@ def padded_further(encoder: PromptEncoder) -> Any:
     import torch
 
     from scvec.encoders.prompt import Batch
-    from scvec.encoders.slots import ranked
+    from scvec.encoders.sentence import ranked
 
     network = encoder._network
     assert network is not None and encoder._ready is not None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scvec.base.records import Marker
-from scvec.base.types import Description, Gene
+from scvec.base.types import Description, Gene, Marker
 from scvec.stores.knowledge.tables import marker_table
 from scvec.stores.store.store import Store
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from scvec.base.records import Answer, Failure, Job, Note
-from scvec.base.types import Description, Gene
+from scvec.base.types import Answer, Description, Failure, Gene, Job, Note
 
 AT = "2026-11-22T10:00:00+00:00"
 

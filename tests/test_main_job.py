@@ -16,8 +16,8 @@ import pytest
 
 import scvec
 from scvec.base.errors import InputError
+from scvec.model.calibration import accuracy, expected_calibration_error, macro_f1
 from scvec.model.explanation import Explainer
-from scvec.model.metrics import accuracy, expected_calibration_error, macro_f1
 from scvec.workflows.demo import merge_labels
 
 DATA = Path(str(files("scvec") / "data"))

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from small_names import TYPES, small_names
 
-from scvec.base.records import Answer
 from scvec.base.settings import Price, ServiceSettings
+from scvec.base.types import Answer
 from scvec.ingest.sources.openai import Chat, LlmService
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.run import Harvest, harvest

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 import scvec
 from scvec.base.errors import InputError
-from scvec.model.metrics import accuracy
+from scvec.model.calibration import accuracy
 
 OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16"}
 Cells = Callable[..., Any]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.model.metrics import accuracy
+from scvec.model.calibration import accuracy
 from scvec.model.storage import species_of
 from scvec.stores.store.store import Store
 

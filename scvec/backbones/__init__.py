@@ -243,19 +243,19 @@ def _split(spec: str, kind: BackboneKind, tail: str) -> tuple[str, tuple[tuple[s
     options: dict[str, str] = {}
     for part in parts:
         name, _, value = part.partition("=")
-        taken = kind.options.get(name)
-        if taken is None:
+        allowed = kind.options.get(name)
+        if allowed is None:
             what = f"{kind.form.partition(':')[0]}: has no option {name!r}"
             raise InputError(what, f"--backbone {spec}", fix)
         if name in options:
             raise InputError(f"{name} is given twice", f"--backbone {spec}", fix)
-        if isinstance(taken, int):
+        if isinstance(allowed, int):
             number = int(value) if re.fullmatch("[0-9]{1,9}", value) else 0
-            if not 1 <= number <= taken:
-                what = f"{name} must be a number from 1 to {taken:,}"
+            if not 1 <= number <= allowed:
+                what = f"{name} must be a number from 1 to {allowed:,}"
                 raise InputError(what, f"--backbone {spec}", fix, code="option-out-of-range")
             value = str(number)
-        elif value not in taken.split("|"):
+        elif value not in allowed.split("|"):
             what = f"there is no {name} {value!r}"
             raise InputError(what, f"--backbone {spec}", fix, code="unknown-choice")
         options[name] = value

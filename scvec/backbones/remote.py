@@ -22,10 +22,9 @@ from scvec.base.errors import InputError, NetworkError
 from scvec.base.settings import Settings, is_loopback
 from scvec.base.types import Float32, Space, Streamed, text_sha256
 from scvec.ingest.sources.openai import OPENAI_URL, LlmError, LlmService
-from scvec.ingest.sources.prices import Budget, price_of
+from scvec.ingest.sources.prices import Budget, count_tokens, price_of, truncate
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 from scvec.ingest.sources.run import Batches, Sizes, Stop, ask_all, run_async
-from scvec.ingest.sources.tokens import count_tokens, truncate
 
 __all__ = ["Embedded", "Estimate", "RemoteBackbone", "Requests", "probe_server", "vectors_of"]
 

@@ -1,13 +1,14 @@
-"""Errors that a user may see: what happened, where, how to fix it, and a code for programs."""
+"""Errors that a user may see: what happened, where, how to fix it, a code for programs, and their JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import errno
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
     "StoreError",
     "did_you_mean",
     "disk_errors",
+    "error_bytes",
     "is_disk_full",
     "reading",
     "unreadable",
+    "without_paths",
 ]
 
 # EFBIG is a limit on file size. For the user it means the same as a full disk.
@@ -219,3 +222,30 @@ def is_disk_full(error: BaseException) -> bool:
     HDF5 raises OSError or RuntimeError, with errno only in the text of the message.
     """
     return getattr(error, "errno", None) in _NO_ROOM or _NO_ROOM_TEXT.search(str(error)) is not None
+
+
+#: An absolute path of two parts or more, but not the path of a URL. The group is the last part.
+_PATH = re.compile(
+    r"(?<![\w:/.~])(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\"(),;]+)*[/\\](?=[^\s/\\])([^\s/\\'\"(),;]+)"
+)
+
+
+def without_paths(body: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Return an error body without absolute paths.
+
+    Parameters
+    ----------
+    names
+        Path -> replacement. Other paths are replaced by their last part.
+    """
+    cleaned = {}
+    for key, text in body.items():
+        for path in sorted(names, key=len, reverse=True):
+            text = text.replace(path, names[path])
+        cleaned[key] = _PATH.sub(r"\1", text)
+    return cleaned
+
+
+def error_bytes(error: ScvecError) -> bytes:
+    """Return an error as the JSON body of an answer."""
+    return json.dumps({"error": error.body()}).encode()

@@ -1,16 +1,35 @@
-"""Resources of this machine that a command may use: memory, device, cache folder."""
+"""Resources of this machine that a command may use: memory, cores, device, cache folder."""
 
 from __future__ import annotations
 
 import glob
 import os
+import queue
 import re
 import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 from scvec.base.errors import InputError
+from scvec.base.types import Progress
 
-__all__ = ["available_memory", "cache_folder", "check_device", "expanded", "parse_memory", "resolved_device"]
+__all__ = [
+    "JointProgress",
+    "available_memory",
+    "cache_folder",
+    "check_device",
+    "expanded",
+    "n_cores",
+    "parse_memory",
+    "read_ahead",
+    "resolved_device",
+    "side_by_side",
+]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -105,12 +124,12 @@ _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with ``~``, ``~user`` and ``$NAME`` replaced, as a shell does.
 
-    A path that is there is taken as it is: names may hold these signs.
+    An existing path stays unchanged, because names may contain these characters.
 
     Raises
     ------
     InputError
-        If there is no such user or no such variable, so that nothing is made under the name of one.
+        If the user or the variable does not exist; else a folder with that name would be made.
     """
     given = os.fspath(path)
     if os.path.lexists(given):
@@ -132,3 +151,173 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("scvec", appauthor=False)
+
+
+T = TypeVar("T")
+
+
+#: Number of finished chunks that may wait: the next one, and one more because reading times vary. With the
+#: chunk being read and the chunk in use, ``READY + 2`` chunks are in memory.
+READY = 2
+
+
+def read_ahead(items: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """Yield the items of ``items()``; a thread makes them up to :data:`READY` items ahead.
+
+    The items and their order do not change. An error of ``items`` is raised in the place of the item that
+    failed. Closing the iterator ends the thread and waits for it, so the caller can then close the file that
+    ``items`` reads.
+
+    Parameters
+    ----------
+    items
+        Function that returns the iterator; the thread calls it and consumes the iterator.
+    """
+    found: queue.Queue[tuple[str, T | None, BaseException | None]] = queue.Queue(maxsize=READY)
+    stopped = threading.Event()
+
+    def put(kind: str, item: T | None = None, error: BaseException | None = None) -> bool:
+        while not stopped.is_set():
+            try:
+                found.put((kind, item, error), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items():
+                if not put("item", item):
+                    return
+        except BaseException as error:  # the caller raises it
+            put("error", error=error)
+        else:
+            put("end")
+
+    thread = threading.Thread(target=work, name="scvec-read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, item, error = found.get()
+            if error is not None:
+                raise error
+            if kind == "end":
+                return
+            yield item  # type: ignore[misc]  # None only if the items are None
+            item = None  # the caller may have freed the chunk: do not keep it in memory
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class _StoppedError(Exception):
+    """Ends this job because another job failed or the user interrupted."""
+
+
+def n_cores() -> int:
+    """Return the number of cores that this process may use; ``OMP_NUM_THREADS`` can lower it."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(available, int(limit)) if limit.isdigit() and int(limit) > 0 else available
+
+
+def side_by_side(
+    jobs: Iterable[Callable[[], T]], n_workers: int, stop: Callable[[], None] = lambda: None
+) -> Generator[T, None, None]:
+    """Run jobs in parallel threads and yield their results in the order of the jobs.
+
+    Numerical libraries release the interpreter lock, but use several cores badly on small arrays. So the jobs
+    run at once, and each job may use its fraction of the cores for the threads of those libraries. Close the
+    iterator if you leave early (`contextlib.closing`): closing waits for the running jobs.
+
+    Parameters
+    ----------
+    jobs
+        Functions that must not change shared data. At most one job more than ``n_workers`` is started early.
+    n_workers
+        Number of jobs that run at once. With 1, each job runs in the caller's thread when its result is
+        asked.
+    stop
+        Function that is called before waiting for running jobs, so that it can end them early.
+
+    Raises
+    ------
+    Exception
+        The error of the first job that failed.
+    """
+    if n_workers <= 1:
+        for job in jobs:
+            yield job()
+        return
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    each = max(1, n_cores() // n_workers)
+    waiting: deque[Future[T]] = deque()
+    with (
+        threadpool_limits(each, user_api="blas"),
+        ThreadPoolExecutor(n_workers, "scvec", initializer=_limit, initargs=(each,)) as pool,
+    ):
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(job))
+                del job  # the worker holds the job and its data; this loop must not keep them alive
+                if len(waiting) > n_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            stop()
+            for future in waiting:
+                future.cancel()
+            if torch is not None:
+                torch.set_num_threads(before)
+
+
+def _limit(n_threads: int) -> None:
+    """Limit the threads that loaded numerical libraries use for calls from this thread."""
+    from threadpoolctl import threadpool_limits
+
+    # OpenMP limits hold for the calling thread. NumPy's BLAS has one limit per process: side_by_side sets it.
+    threadpool_limits(n_threads, user_api="openmp")
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(n_threads)
+
+
+class JointProgress:
+    """Reports the progress of several jobs as the progress of one.
+
+    Parameters
+    ----------
+    progress
+        Function that receives the joint progress of each stage. The threads of the jobs call it.
+    n_jobs
+        Number of jobs. A job that has not begun a stage is assumed to be as long as the reporting job.
+    """
+
+    def __init__(self, progress: Progress, n_jobs: int) -> None:
+        self._progress, self._n_jobs = progress, n_jobs
+        self._lock, self._stopped = Lock(), False
+        self._far: dict[str, dict[int, tuple[int, int | None]]] = {}
+
+    def of(self, number: int) -> Progress:
+        """Return the progress function of job ``number``."""
+
+        def report(stage: str, done: int, total: int | None, detail: str = "") -> None:
+            if self._stopped:
+                raise _StoppedError
+            with self._lock:
+                far = self._far.setdefault(stage, {})
+                far[number] = (done, total)
+                if total is not None:
+                    total *= self._n_jobs - len(far)
+                    total += sum(of or 0 for _, of in far.values())
+                self._progress(stage, sum(n for n, _ in far.values()), total, detail)
+
+        return report
+
+    def stop(self) -> None:
+        """End jobs at their next report."""
+        self._stopped = True

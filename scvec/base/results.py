@@ -1,9 +1,10 @@
-"""Base class of all reports, and functions that format numbers for people."""
+"""Base class of all reports, progress bars, colours, and functions that format numbers for people."""
 
 from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,12 @@ from html import escape
 from typing import Any, NamedTuple
 
 __all__ = [
+    "GREY",
     "IN_EARNEST",
+    "PALETTE",
+    "STATUS_COLORS",
     "NextStep",
+    "ProgressBar",
     "Record",
     "Report",
     "Stages",
@@ -24,6 +29,7 @@ __all__ = [
     "html_table",
     "human_bytes",
     "human_odds",
+    "label_colors",
     "one_line_a_kind",
     "plain",
     "table",
@@ -85,13 +91,13 @@ def count_text(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-#: Notes of a kind that are told one by one, and names of the others that are told.
+#: Number of similar notes that are listed one by one, and number of names listed for more.
 _FEW, _NAMED = 3, 8
 _DIFFERS = re.compile(r"'[^']*'|[\w.+/-]+\.(?:h5ad|h5|loom|h5mu|csv|tsv|txt|rds|zarr)\b|\d[\d,.]*")
 
 
 def one_line_a_kind(notes: Iterable[str]) -> list[str]:
-    """Return notes, of many that differ in numbers and names only the first and what the others are about.
+    """Return notes; of many that differ only in numbers and names, the first with the names of the others.
 
     Examples
     --------
@@ -101,18 +107,18 @@ def one_line_a_kind(notes: Iterable[str]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for note in notes:
         kinds.setdefault(_DIFFERS.sub("#", note), []).append(note)
-    told = []
+    kept = []
     for alike in kinds.values():
         if len(alike) <= _FEW:
-            told += alike
+            kept += alike
             continue
         firsts = [found[0] for note in alike if (found := _DIFFERS.search(note))]
         about = [
             first for first in dict.fromkeys(firsts[1:]) if first != firsts[0] and not first[0].isdigit()
         ]
         named = f": {', '.join(about[:_NAMED])}{', ...' if len(about) > _NAMED else ''}" if about else ""
-        told.append(f"{alike[0]} (and {len(alike) - 1:,} more like it{named})")
-    return told
+        kept.append(f"{alike[0]} (and {len(alike) - 1:,} more like it{named})")
+    return kept
 
 
 def counts_line(counts: Mapping[str, int]) -> str:
@@ -188,17 +194,17 @@ class Report(Record):
         return "\n".join(self.lines())
 
     def _repr_html_(self) -> str:
-        # What a notebook shows: names of files, labels and genes are whatever a file holds.
+        # Escaped, because names of files, labels and genes may contain markup.
         return html_lines(self.lines())
 
 
 def html_lines(lines: Iterable[str]) -> str:
-    """Return lines for people as HTML; nothing in them is markup."""
+    """Return lines of text as HTML, escaped."""
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a small table as HTML; numbers stand to the right, and nothing in a cell is markup."""
+    """Return a small table as HTML; numbers are aligned right, and cells are escaped."""
 
     def cell(value: Any) -> str:
         shown = (
@@ -237,3 +243,84 @@ def human_odds(log_odds: float) -> str:
     else:
         size = f"about {odds:,.0f}" if odds >= 10 else f"about {odds:.1f}"
     return f"{size} to 1 {'for' if log_odds >= 0 else 'against'} it"
+
+
+#: Smallest time between two updates of the display, in seconds.
+INTERVAL = 0.1
+
+
+class ProgressBar:
+    """Shows how far a call is: ``scvec.query("store", adata, progress=scvec.ProgressBar())``.
+
+    One object shows one call. In a notebook each stage is a bar that moves in its place, without any widgets;
+    elsewhere each stage is a line on stderr.
+    """
+
+    def __init__(self) -> None:
+        self._stages: dict[str, tuple[int, int | None, str]] = {}
+        self._handle: Any = None
+        self._shown = 0.0
+
+    def __call__(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+        """Take the progress of a stage (:class:`scvec.base.types.Progress`)."""
+        new = stage not in self._stages
+        self._stages[stage] = (done, total, detail)
+        if not _in_notebook():
+            if new:
+                sys.stderr.write("".join(c if c.isprintable() else " " for c in stage) + " ...\n")
+            return
+        now = time.monotonic()
+        finished = total is not None and done >= total
+        if new or finished or now - self._shown >= INTERVAL:
+            self._shown = now
+            self._show()
+
+    def _repr_html_(self) -> str:
+        rows = []
+        last = next(reversed(self._stages), "")
+        for stage, (done, total, detail) in self._stages.items():
+            # A stage whose size was never known ends when the next one begins.
+            ended = stage != last or (total is not None and done >= total)
+            value = 'value="1"' if ended else f'value="{done}" max="{total}"' if total else ""
+            rows.append(f"<tr><td>{escape(stage)}</td><td><progress {value}></progress></td>"
+                        f"<td>{escape(detail)}</td></tr>")  # fmt: skip
+        return f"<table>{''.join(rows)}</table>"
+
+    def _show(self) -> None:
+        from IPython.display import HTML, display
+
+        if self._handle is None:
+            self._handle = display(HTML(self._repr_html_()), display_id=True)
+        else:
+            self._handle.update(HTML(self._repr_html_()))
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
+
+
+#: The colours of Okabe and Ito (2008, https://jfly.uni-koeln.de/color). Each further colour has the largest
+#: distance, in Oklab, to all before it for normal vision, deuteranopia and protanopia (Machado et al. 2009,
+#: doi:10.1109/TVCG.2009.113). The first twelve are easy to distinguish; more need the legend.
+PALETTE = tuple(
+    "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #700033 #3D00A3 #00EBAD #7014FF #854700 #8F7AFF #AD1470 "
+    "#D6D600 #8FB885 #B8CCFF #D600C2 #5C0A70 #145C5C #0000D6 #474799 #00CCC2 #F54766 #EBC27A #5C66E0 #AD523D "
+    "#A35C85 #70290A #99003D #7A528F #F57047 #858FD6 #FF85FF #8F0085 #52335C #66E0D6 #003DB8 #1F85D6 #E0A3AD "
+    "#EB9966".split()
+)
+#: Colour of cells without a label.
+GREY = "#BBBBBB"
+STATUS_COLORS = {"confident": "#0072B2", "ambiguous": "#E69F00", "novel": "#D55E00", "low_quality": GREY}
+
+
+def label_colors(classes: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Return a colour for each label. A label of a reference has the same colour in every query.
+
+    Parameters
+    ----------
+    classes
+        All labels of the reference. Colours repeat after 40 labels.
+    """
+    number = {name: i for i, name in enumerate(classes)}
+    return [PALETTE[number[name] % len(PALETTE)] if name in number else GREY for name in labels]

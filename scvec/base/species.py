@@ -1,4 +1,4 @@
-"""The species that are known by name, and what their gene ids look like (``data/species.toml``)."""
+"""Registry of species: names and patterns of gene ids (``data/species.toml``)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
     "species_named",
 ]
 
-#: Gene names that are ids of their own kind, of no species that is known.
+#: Species of gene ids of an unknown kind, which are used unchanged.
 OTHER = "other"
-#: What tables write where they know no species.
+#: Words of tables for an unknown species.
 _NO_SPECIES = frozenset("unknown none na n/a nan null mixed multiple several any all ensembl ncbi".split())
 _KEY = re.compile(r"[a-z][a-z0-9 ._'-]{0,59}")
 _ENSEMBL = re.compile(r"ENS([A-Z]{3,4})?[GTP]\d{11}")
@@ -35,7 +35,7 @@ _ENSEMBL = re.compile(r"ENS([A-Z]{3,4})?[GTP]\d{11}")
 
 @dataclass(frozen=True)
 class SpeciesInfo:
-    """One species: how it is called, and what the ids of its genes look like.
+    """One species: its names, and patterns of the ids of its genes.
 
     Attributes
     ----------
@@ -44,19 +44,19 @@ class SpeciesInfo:
     taxon
         NCBI taxon id.
     prefix
-        Of the authority's ids, as ``MGI:``; empty where genes have their Ensembl ids.
+        Prefix of the authority's ids, such as ``MGI:``; empty if genes have Ensembl ids.
     genes, products, genomes
         Patterns of gene ids, of transcripts and proteins, and of genome prefixes.
     style
-        Of symbols: ``upper``, ``title``, ``lower`` or ``mixed``.
+        Case of symbols: ``upper``, ``title``, ``lower`` or ``mixed``.
     default
         Whether its genes are loaded into every store.
     common
-        What NCBI calls it, where that is another name than the key.
+        Common name at NCBI, if it differs from the key.
     groups
-        Words for it and others together, which name none of them.
+        Names of groups of species, such as ``macaque``, that are ambiguous.
     words, kin
-        Patterns of words of texts that speak of it, and of those that may.
+        Patterns of words for the species in texts, and of words for it or related species.
     """
 
     key: str
@@ -77,12 +77,12 @@ class SpeciesInfo:
 
     @cached_property
     def gene_id(self) -> re.Pattern[str]:
-        """What a gene id of this species is, with or without a version."""
+        """Pattern of the gene ids, with or without a version."""
         return _any(self.genes)
 
     @cached_property
     def product_id(self) -> re.Pattern[str]:
-        """What a transcript or a protein of this species is."""
+        """Pattern of the ids of transcripts and proteins."""
         return _any(self.products)
 
 
@@ -111,7 +111,7 @@ def _by_name() -> dict[str, str]:
     for one in known_species().values():
         for name in (one.key, one.scientific, str(one.taxon), *one.names):
             found.setdefault(_plain(name), one.key)
-    # M. fascicularis, and Rattus where no other species is of the genus.
+    # M. fascicularis; and the genus alone (Rattus) if the registry has one species of it.
     parts = [(one.key, *one.scientific.casefold().split()[:2]) for one in known_species().values()]
     short = [(f"{genus[0]} {epithet}", key) for key, genus, epithet in parts]
     short += [(genus, key) for key, genus, _ in parts if len(genus) > 3]
@@ -136,7 +136,7 @@ def species_named(text: str) -> str | None:
 
 
 def _in_words(text: str) -> set[str]:
-    """Return the species that a text names beside other words: a genome, both names, a strain, or two."""
+    """Return the species that a longer text names, such as a genome, a strain, or two species."""
     genome = genome_species(text.strip())
     if genome:
         return {genome}
@@ -154,7 +154,7 @@ def species_key(text: str, where: str = "--species", known: Iterable[str] = ()) 
     Parameters
     ----------
     known
-        Keys of species that a store has beside those of the registry.
+        Keys of further species of a store.
 
     Raises
     ------

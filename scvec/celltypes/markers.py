@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scvec.base.errors import InputError
-from scvec.base.records import Marker
 from scvec.base.species import SPECIES, species_named
+from scvec.base.types import Marker
 from scvec.celltypes.terms import TermMatcher
 
 __all__ = ["COLUMNS", "MarkerFile", "MarkerList", "read_marker_lists", "read_markers"]
@@ -40,10 +40,10 @@ LIST_COLUMNS: dict[str, tuple[str, ...]] = {
     "species": COLUMNS["species"],
     "change": ("avglog2fc", "avglogfc", "logfoldchanges", "log2foldchange", "log2fc", "logfc"),
 }  # fmt: skip
-#: Bounds on a table, before it is read whole.
+#: Limits on the size of a table.
 MAX_BYTES, MAX_LINE = 200 << 20, 1 << 20
 _CL = re.compile(r"CL[:_](\d{7})")
-#: What tables of markers call species beside their names.
+#: Further names of species in tables of markers.
 _SHORT = {
     "h": "human", "m": "mouse", "homosapiens": "human", "musmusculus": "mouse", "murine": "mouse",
     "hg19": "human", "hg38": "human", "grch38": "human", "mm10": "mouse", "mm39": "mouse", "grcm38": "mouse",
@@ -68,14 +68,14 @@ _BETWEEN = frozenset({"and", "or", "plus"})
 
 @dataclass(frozen=True)
 class MarkerFile:
-    """What a table of markers holds.
+    """Content of a table of markers.
 
     Attributes
     ----------
     columns
-        What each column of the table was taken for.
+        Role of each column of the table.
     unmapped
-        Names of cell types that stand for no term of the Cell Ontology, with their rows.
+        Names of cell types without a term of the Cell Ontology, with their rows.
     """
 
     markers: list[Marker]
@@ -132,7 +132,7 @@ def read_markers(
 class MarkerList(NamedTuple):
     """A published list: genes in order; tissue and species are empty where not given.
 
-    ``species`` stands as written where no species is called so. ``absent`` are genes with a minus: CD3-.
+    ``species`` is unchanged if it is unknown. ``absent`` are genes with a minus: CD3-.
     """
 
     group: str
@@ -150,7 +150,7 @@ def read_marker_lists(path: Path) -> list[MarkerList]:
     """
     rows = _table(_text(path), path, strict=True)
     header = [_folded(name) for name in next(rows, [])]
-    at = {}
+    at: dict[str, int] = {}
     for what, names in LIST_COLUMNS.items():
         for name in names:
             if name in header and header.index(name) not in at.values():

@@ -132,8 +132,8 @@ class EncoderKind:
         """Names of the options that ``prepare`` takes."""
         if not hasattr(self.made_by, "prepare"):
             return frozenset()
-        taken = inspect.signature(self.made_by.prepare).parameters.values()
-        return frozenset(p.name for p in taken if p.kind is p.KEYWORD_ONLY)
+        parameters = inspect.signature(self.made_by.prepare).parameters.values()
+        return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
     def prepare(self, models: Models, options: Mapping[str, Any]) -> Any:
         """Load the models of the encoder and check its options.
@@ -153,9 +153,9 @@ class EncoderKind:
         InputError
             If the encoder does not have an option or cannot use its value, or a model is missing.
         """
-        taken = self.options
+        known = self.options
         for name, value in options.items():
-            if value is not None and name not in taken:
+            if value is not None and name not in known:
                 option = "--" + name.replace("_", "-")
                 others = " or ".join(n for n in encoder_names() if name in encoder_kind(n).options)
                 raise InputError(
@@ -166,7 +166,7 @@ class EncoderKind:
                 )
         if not hasattr(self.made_by, "prepare"):
             return None
-        return self.made_by.prepare(models, **{name: options.get(name) for name in taken})
+        return self.made_by.prepare(models, **{name: options.get(name) for name in known})
 
 
 def encoder(

@@ -243,16 +243,6 @@ class DiscriminantEncoder:
 
         The length of the cell vector is treated as a constant. Each gene of a cell is compared with the mean
         profile over all classes.
-
-        Parameters
-        ----------
-        directions
-            (n, embed_dim) float64, one direction per cell.
-
-        Returns
-        -------
-        ndarray
-            (n, n_genes) float64.
         """
         known = self.read(chunk)
         found = np.zeros((len(chunk), len(self.variability)))

@@ -20,9 +20,9 @@ Int64 = npt.NDArray[np.int64]
 
 #: Cells of a query that are compared with the reference.
 N_COMPARED = 500
-#: Least cells for an answer: fewer have no neighbours of their own to be compared with.
+#: Smallest number of cells for the comparison; fewer have too few neighbours among each other.
 MIN_CELLS = 20
-#: Nearest other cells of the query that a cell is compared with: fewer where a type may have no more.
+#: Number of nearest other query cells for the comparison; fewer for a small query.
 N_OWN = 10
 #: Cells per group of reference cells, most groups, and fewest cells of a group that is kept.
 PER_GROUP, MAX_GROUPS, MIN_GROUP = 20, 64, 5
@@ -35,10 +35,10 @@ ROOM = 1.2
 
 @dataclass(frozen=True)
 class VectorStatistics:
-    """What the vectors of a reference look like, to tell those of another model.
+    """Statistics of the vectors of a reference, by which vectors of another model are recognised.
 
-    Distances are taken in a space where the cells of a type scatter alike in all directions: dimensions of
-    small variance that tell types apart count as much as the large ones.
+    Distances are computed in a space with equal variance within types in all directions, so that dimensions
+    of small variance that separate types count as much as those of large variance.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ def _distances(A: Float64, B: Float64) -> Float64:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of vectors before training.
+    """Facts about vectors before training.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ class Known:
     scale
         What vectors are divided by.
     variance
-        ``uns['pca']['variance']`` of scanpy, which tells one PCA from another; empty where there is none.
+        ``uns['pca']['variance']`` of scanpy, which identifies a PCA; empty without it.
         What scvi-tools writes (``_scvi_uuid``, ``_scvi_manager_uuid``) names a data set and not a model.
     """
 
@@ -167,14 +167,14 @@ class Known:
         InputError
             If they are of another model.
         """
-        told = f"the vectors of obsm[{self.key!r}] are not of the model that made those of the reference"
+        differs = f"the vectors of obsm[{self.key!r}] are not of the model that made those of the reference"
         fix = "make them with that model, or go on with --force if the reference has no type of these cells"
         if variance and self.variance:
             n = min(len(variance), len(self.variance))
             if not np.allclose(variance[:n], self.variance[:n], rtol=1e-3):
                 shown = f"first variances {variance[0]:.4g} and {self.variance[0]:.4g}"
                 raise InputError(
-                    f"{told}: another PCA ({shown})", where, fix, code="vectors-of-another-model"
+                    f"{differs}: another PCA ({shown})", where, fix, code="vectors-of-another-model"
                 )
         if len(vectors) < MIN_CELLS:
             return f"too few cells to tell whether obsm[{self.key!r}] is of the model of the reference"
@@ -183,7 +183,7 @@ class Known:
         if not all(x <= y for x, y in zip(found, statistics.limits, strict=True)):
             size = float(np.median(np.linalg.norm(vectors, axis=1)) * self.scale)
             raise InputError(
-                f"{told}: distances {shown}",
+                f"{differs}: distances {shown}",
                 f"{where}, median length {size:.3g}",
                 fix,
                 code="vectors-of-another-model",
@@ -195,7 +195,7 @@ class Known:
 class ObsmEncoder:
     """Takes the vectors of ``obsm[KEY]`` as they are.
 
-    The "genes" of its cells are the dimensions of the vectors. Nothing of the expression is used.
+    The "genes" of its cells are the dimensions of the vectors. Expression is not used.
     """
 
     name: str
@@ -216,7 +216,7 @@ class ObsmEncoder:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """Do nothing: the vectors are taken as they are."""
+        """Do nothing: the vectors are used unchanged."""
 
     def encode(self, chunk: CellChunk) -> Float32:
         """Return (n, embed_dim) float32 vectors as they were in ``obsm``."""

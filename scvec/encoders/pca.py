@@ -129,18 +129,7 @@ class PCAEncoder:
         return self.scaling.product(chunk, self.components)
 
     def shares(self, chunk: CellChunk, directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return the contribution of each gene to the dot product of cell vector and direction.
-
-        Parameters
-        ----------
-        directions
-            (n, embed_dim) float64, one direction per cell.
-
-        Returns
-        -------
-        ndarray
-            (n, n_genes) float64.
-        """
+        """Return the contribution of each gene to the dot product of cell vector and direction."""
         weights = directions @ self.components.T.astype(np.float64)
         return np.asarray(self.scaling.dense(chunk) * weights, dtype=np.float64)
 

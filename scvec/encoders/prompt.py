@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from scvec.base.errors import InputError, ResourceError, StoreError
 from scvec.base.types import CellChunk, Float32, Int64, LanguageModel, Progress, State, no_progress
 from scvec.encoders import Material, Models, encoder
-from scvec.encoders.adapted import centred
-from scvec.encoders.gradient_descent import Schedule, class_weights
-from scvec.encoders.gradient_descent import train as train_loop
-from scvec.encoders.slots import Slots, packed, ranked, split
+from scvec.encoders.adapted import Schedule, centred, class_weights
+from scvec.encoders.adapted import train as train_loop
+from scvec.encoders.sentence import Slots, packed, ranked, split
 
 __all__ = ["ORDERS", "Batch", "PromptEncoder", "PromptOptions", "held_out_rows"]
 

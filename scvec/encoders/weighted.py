@@ -58,16 +58,6 @@ class WeightedEncoder:
         """Return the contribution of each gene to the dot product of cell vector and direction.
 
         The length of the cell vector is treated as a constant.
-
-        Parameters
-        ----------
-        directions
-            (n, dim) float64, one direction per cell.
-
-        Returns
-        -------
-        ndarray
-            (n, n_genes) float64.
         """
         norms = np.linalg.norm(chunk.X @ self.gene_vectors, axis=1, keepdims=True)
         weights = directions @ self.gene_vectors.T.astype(np.float64)

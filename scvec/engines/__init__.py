@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from scvec.base import arrays
 from scvec.base.errors import InputError
-from scvec.base.parallel import n_cores, side_by_side
+from scvec.base.resources import n_cores, side_by_side
 
 if TYPE_CHECKING:
     from scvec.base.types import CellEncoder, Float32, Int64, Progress

@@ -276,9 +276,9 @@ class _Worker:
 
     def _take(self, job: list[Any]) -> None:
         if self._job is None:
-            taken = ray.get(job[0])
-            self._load(taken)
-            self._job = taken
+            loaded = ray.get(job[0])
+            self._load(loaded)
+            self._job = loaded
 
     def _load(self, job: Any) -> None:
         raise NotImplementedError
@@ -359,7 +359,7 @@ class Encoder(_Worker):
 
     def _load(self, job: EncodeJob) -> None:
         from scvec.encoders import load_encoder
-        from scvec.model.encoder_models import stored_models
+        from scvec.model.storage import stored_models
 
         models = stored_models(job.meta, device=job.device, llm=job.llm)
         state = job.meta["model"]["encoder"]

@@ -13,13 +13,12 @@ import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
 from scvec.base.options import options_of
-from scvec.base.results import NextStep, html_bar, html_table
+from scvec.base.results import STATUS_COLORS, NextStep, html_bar, html_table, label_colors
 from scvec.base.types import Float32, Int64, Neighbors
 from scvec.celltypes.naming import Naming, name_columns
 from scvec.ingest.cells.write import earlier_names
-from scvec.model.calibration import set_names
+from scvec.model.calibration import STATUSES, set_names
 from scvec.model.query_options import QueryOptions, check_columns
-from scvec.model.status import STATUS_COLORS, STATUSES, label_colors
 
 if TYPE_CHECKING:
     import anndata
@@ -438,8 +437,8 @@ MANY_NOVEL = 0.1
 #: A query is compared with the contrasts of the reference if more than this fraction of the cells would be
 #: novel without the correction for a shift, and at most ``ONE_LABEL`` of them have one label.
 UNLIKE, ONE_LABEL = 0.5, 0.9
-#: With a smaller contrast (:func:`scvec.model.novelty.contrast`) the reference may be of another tissue. Chosen
-#: on half of the pairs of ``benchmarks/wrong_reference.py``.
+#: With a smaller contrast (:func:`scvec.model.novelty.contrast`) the reference may be of another tissue.
+#: Chosen on half of the pairs of ``benchmarks/wrong_reference.py``.
 LEAST_CONTRAST = 0.25
 #: Most other references that a warning names.
 OTHERS = 5
@@ -505,7 +504,7 @@ def judge(
     Parameters
     ----------
     parts
-        The cells, those that measured the same genes together. Each part has a shift of its own.
+        The cells, in parts with the same measured genes. The shift is computed for each part.
     found
         The predictions for all cells, in the order of the file. The annotation takes over the arrays.
     parameters
@@ -513,13 +512,13 @@ def judge(
     others
         Other references of the store, for a warning.
     """
-    from scvec.celltypes.ontology import ClassOntology
-    from scvec.model.status import STATUSES, status_codes
+    from scvec.celltypes.terms import ClassOntology
+    from scvec.model.calibration import STATUSES, status_codes
 
     classes, source = tuple(str(c) for c in stored.meta["classes"]), parts[0].matched.source
     best, confidence = _best(found.proba)
     low, novelty = np.zeros(len(found), dtype=bool), np.zeros(len(found), dtype=np.float32)
-    shifts, told = [], []
+    shifts, shift_notes = [], []
     before = 0
     for matched, _, model, measured in parts:
         rows: Any = slice(None) if matched.rows is None else matched.rows
@@ -530,7 +529,8 @@ def judge(
             usable[rows] = ~low[rows]
         shifts.append(shift := _shift(model, found, usable, parameters["novelty"]))
         before += _novelty(model, found, shift, parameters["false_novel_rate"], matched.rows, novelty)
-        told += [f"{matched.name}: {shift.message}" if matched.name else shift.message] * bool(shift.message)
+        if shift.message:
+            shift_notes.append(f"{matched.name}: {shift.message}" if matched.name else shift.message)
     parameters = {**parameters, "shift": shifts[0].to_dict()}
     most = np.bincount(best).max(initial=0)
     if before > UNLIKE * len(found) and most <= ONE_LABEL * len(found):
@@ -542,7 +542,7 @@ def judge(
             for one, shift in zip(parameters["gene_sets"], shifts, strict=True)
         ]
     notes = [OPTIMISTIC] if parts[0].model.calibration.held_out == "cells" else []
-    notes += [*told, *novel_notes(float(np.mean(novelty > 0.5)), source.state, parameters, others)]
+    notes += [*shift_notes, *novel_notes(float(np.mean(novelty > 0.5)), source.state, parameters, others)]
     status = status_codes(confidence=confidence, novelty=novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
     # A compact form; the annotation converts it to arrays of objects on first access.
@@ -653,12 +653,12 @@ def novel_notes(
         return [f"warning: {novel}. Likely causes, in order: 1) {tissue}; 2) vectors of another model"]
     if unlike:
         novel = (
-            f"the cells may not fit the reference {parameters['reference']!r}: {share:.0%} are novel, and its "
-            f"labels differ little in them ({max(contrast, 0.0):.0%} of the difference in the reference)"
+            f"the cells may not fit the reference {parameters['reference']!r}: {share:.0%} are novel, and "
+            f"its labels differ little in them ({max(contrast or 0.0, 0.0):.0%} of the difference in the reference)"
         )
-    taken = " and ".join(in_words(scale) for scale in state.scales)
+    scales = " and ".join(in_words(scale) for scale in state.scales)
     values = (
-        f"scale of the values (used as {taken}): --values"
+        f"scale of the values (used as {scales}): --values"
         if parameters.get("values", "auto") == "auto"
         else f"--values {parameters['values']}"
     )

@@ -1,10 +1,10 @@
-"""Calibration of a reference on held-out cells: temperatures, confidence, label sets, novelty."""
+"""Calibration on held-out cells, the status of cells, and metrics of accuracy, calibration and novelty."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,173 @@ import numpy.typing as npt
 from scvec.base.arrays import Texts, blocks, coded, release
 from scvec.base.types import Bool, Float32, Float64
 from scvec.model.classifiers import MEMBERS, log_softmax
-from scvec.model.metrics import expected_calibration_error, macro_f1, reliability
 from scvec.model.novelty import Novelty, signals
 from scvec.model.training import HeldOut
 
-__all__ = ["UNIFORM_MIXING", "Calibration", "Ensemble", "LabelSets", "calibration_record", "set_names"]
+__all__ = [
+    "COVERAGE",
+    "STATUSES",
+    "UNIFORM_MIXING",
+    "Calibration",
+    "Ensemble",
+    "LabelSets",
+    "accuracy",
+    "brier_score",
+    "calibration_record",
+    "expected_calibration_error",
+    "fpr_at_tpr",
+    "low_quality_floor",
+    "macro_f1",
+    "novelty_auroc",
+    "on_lineage",
+    "ontology_similarity",
+    "reliability",
+    "risk_coverage",
+    "set_coverage",
+    "set_names",
+    "status_codes",
+    "statuses",
+]
+
+Strings = npt.NDArray[np.str_]
+Floats = npt.NDArray[np.floating]
+Lineage = Mapping[str, Sequence[str]]
+T = TypeVar("T")
+
+
+def accuracy(truth: Strings, predicted: Strings) -> float:
+    """Return the fraction (0-1) of cells with the correct label."""
+    return float(np.mean(truth == predicted)) if len(truth) else float("nan")
+
+
+def macro_f1(truth: Strings, predicted: Strings) -> float:
+    """Return the unweighted mean F1 over the classes in ``truth``."""
+    from sklearn.metrics import f1_score
+
+    if len(truth) == 0:
+        return float("nan")
+    return float(f1_score(truth, predicted, average="macro", labels=np.unique(truth), zero_division=0))
+
+
+def on_lineage(truth: Sequence[str], predicted: Sequence[str], lineage: Lineage) -> Bool:
+    """Return (n,) bool: whether a term is the true term, one of its ancestors, or one of its descendants.
+
+    A label with another level of detail ("T cell" for a "CD4-positive, alpha-beta T cell") is not an error. A
+    sibling is an error.
+
+    Parameters
+    ----------
+    truth, predicted
+        n Cell Ontology ids; empty for a label without an id, which never matches.
+    lineage
+        Term -> the term and its ancestors.
+    """
+
+    def related(t: str, p: str) -> bool:
+        return bool(t) and bool(p) and (t == p or p in lineage.get(t, ()) or t in lineage.get(p, ()))
+
+    return np.array(_pairwise(related, truth, predicted), dtype=bool)
+
+
+def ontology_similarity(truth: Sequence[str], predicted: Sequence[str], lineage: Lineage) -> Float64:
+    """Return (n,) Jaccard indices (0-1) of the Cell Ontology terms of true and predicted type.
+
+    The terms of a type are its own term and all ancestors. The index is 1 for the correct type, near 1 for a
+    sibling, and near 0 for a type of another lineage. Parameters as in :func:`on_lineage`.
+    """
+
+    def shared(t: str, p: str) -> float:
+        above_t, above_p = {t, *lineage.get(t, ())}, {p, *lineage.get(p, ())}
+        return len(above_t & above_p) / len(above_t | above_p) if t and p else 0.0
+
+    return np.array(_pairwise(shared, truth, predicted), dtype=np.float64)
+
+
+def _pairwise(compare: Callable[[str, str], T], truth: Sequence[str], predicted: Sequence[str]) -> list[T]:
+    # Each pair of types is compared once, because many cells share a pair.
+    pairs = list(zip(truth, predicted, strict=True))
+    known = {pair: compare(*pair) for pair in set(pairs)}
+    return [known[pair] for pair in pairs]
+
+
+def reliability(confidence: Floats, correct: Bool, n_bins: int = 15) -> list[dict[str, float]]:
+    """Return the fraction (``share``), mean confidence and accuracy of each equal-width bin with cells."""
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    return [
+        {
+            "share": float((bins == b).mean()),
+            "confidence": float(confidence[bins == b].mean()),
+            "accuracy": float(correct[bins == b].mean()),
+        }
+        for b in np.unique(bins)
+    ]
+
+
+def expected_calibration_error(confidence: Floats, correct: Bool, n_bins: int = 15) -> float:
+    """Return the mean absolute difference between confidence and accuracy over equal-width bins.
+
+    Source: Naeini et al. 2015; Guo et al. 2017 (arXiv:1706.04599), equation 3.
+    """
+    found = reliability(confidence, correct, n_bins)
+    return float(sum(b["share"] * abs(b["confidence"] - b["accuracy"]) for b in found))
+
+
+def brier_score(confidence: Floats, correct: Bool) -> float:
+    """Return the Brier score (0-1) for the event that the label is correct.
+
+    Source: Brier 1950 (Monthly Weather Review 78).
+    """
+    from sklearn.metrics import brier_score_loss
+
+    if len(correct) == 0:
+        return float("nan")
+    return float(brier_score_loss(correct, np.clip(confidence, 0.0, 1.0), labels=[False, True]))
+
+
+def novelty_auroc(novelty: Floats, is_new: Bool) -> float:
+    """Return the AUROC of novelty for cells of new against known types; nan if one kind has no cells."""
+    from sklearn.metrics import roc_auc_score
+
+    if is_new.all() or not is_new.any():
+        return float("nan")
+    return float(roc_auc_score(is_new, novelty))
+
+
+def fpr_at_tpr(novelty: Floats, is_new: Bool, tpr: float = 0.95) -> float:
+    """Return the false positive rate of novelty at the threshold with the true positive rate ``tpr``."""
+    from sklearn.metrics import roc_curve
+
+    if is_new.all() or not is_new.any():
+        return float("nan")
+    false, true, _ = roc_curve(is_new, novelty, drop_intermediate=False)
+    return float(false[np.searchsorted(true, tpr)])
+
+
+def risk_coverage(confidence: Floats, correct: Bool) -> Float64:
+    """Return (n,) fractions of wrong labels among the i + 1 most confident cells; ties share their mean.
+
+    Source: El-Yaniv and Wiener 2010 (JMLR 11). The mean of the curve is the area under it (Geifman, Uziel and
+    El-Yaniv 2019, arXiv:1805.08206).
+    """
+    order = np.argsort(-confidence, kind="stable")
+    _, group = np.unique(-confidence[order], return_inverse=True)
+    wrong = ~correct[order]
+    mean = np.bincount(group, wrong) / np.maximum(np.bincount(group), 1)
+    return np.asarray(np.cumsum(mean[group]) / np.arange(1, len(wrong) + 1), dtype=np.float64)
+
+
+def set_coverage(sets: Bool, truth: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Return the coverage of label sets (n, n_classes) for the true classes (n,), and sizes of the sets."""
+    if len(truth) == 0:
+        return {"observed": float("nan"), "mean_size": float("nan"), "empty": float("nan")}
+    size = sets.sum(axis=1)
+    hit = sets[np.arange(len(truth)), truth] & (truth >= 0)
+    return {
+        "observed": float(hit.mean()),
+        "mean_size": float(size.mean()),
+        "empty": float((size == 0).mean()),
+    }
+
 
 #: Temperatures of the members of a reference without held-out cells: the medians over the references of the
 #: development pairs (docs/benchmarks.md).
@@ -366,9 +528,9 @@ def calibration_record(
     Parameters
     ----------
     members
-        What the parts of the answer are called -> their scores or probabilities (n, n_classes).
+        Name of a part of the answer -> its scores or probabilities (n, n_classes).
     predicted
-        (n,) classes that were given, where they are not those of ``proba``.
+        (n,) predicted classes, if they are not those of ``proba``.
     """
     predicted = proba.argmax(axis=1) if predicted is None else predicted
     sure, correct = proba.max(axis=1), predicted == truth
@@ -410,3 +572,53 @@ def _per_label(
         }
         for k in range(n_classes)
     ]
+
+
+STATUSES = ("confident", "ambiguous", "novel", "low_quality")
+#: Cells with a lower confidence are ambiguous: other labels together are as probable as the predicted one.
+MIN_CONFIDENCE = 0.5
+#: Coverage of the label sets. A set with several labels makes a cell ambiguous.
+COVERAGE = 0.9
+
+
+def status_codes(
+    *,
+    confidence: npt.NDArray[np.float32],
+    novelty: npt.NDArray[np.float32],
+    n_labels: npt.NDArray[np.integer[Any]],
+    low_quality: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.int8]:
+    """Return (n,) indices into :data:`STATUSES`, the worst status that applies to each cell.
+
+    Parameters
+    ----------
+    confidence, novelty
+        (n,) values from 0 to 1.
+    n_labels
+        (n,) number of labels in the label set of each cell at :data:`COVERAGE`.
+    low_quality
+        (n,) bool, cells with too few detected genes.
+    """
+    status = np.full(len(confidence), STATUSES.index("ambiguous"), dtype=np.int8)
+    status[(n_labels <= 1) & (confidence >= MIN_CONFIDENCE)] = STATUSES.index("confident")
+    status[novelty > 0.5] = STATUSES.index("novel")
+    status[low_quality] = STATUSES.index("low_quality")
+    return status
+
+
+def statuses(**measures: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+    """Return (n,) status names as an object array; parameters as in :func:`status_codes`."""
+    return np.array(STATUSES, dtype=object)[status_codes(**measures)]
+
+
+def low_quality_floor(n_detected: npt.NDArray[np.int64]) -> float:
+    """Return the threshold for low quality: half of the 1st percentile of detected genes per reference cell.
+
+    A percentile instead of the minimum, so that one odd cell does not set the threshold.
+
+    Parameters
+    ----------
+    n_detected
+        (n,) int64 number of detected genes in each labelled reference cell.
+    """
+    return float(max(1.0, 0.5 * np.quantile(n_detected, 0.01)))

@@ -57,8 +57,9 @@ class Evidence:
         (n,) natural logarithm of the odds, before calibration.
     columns
         (n_genes,) int64 numbers of the genes of the cell vectors.
-    genes
-        Member -> (n, n_genes) contribution of each gene, without members of weight 0.
+    by_gene
+        (n, n_genes) contribution of each gene, by the head; no columns if the head has no weight or its
+        encoder's vectors are not sums over genes.
     neighbors
         (n,) contribution of the labels of the nearest cells.
     constant
@@ -76,20 +77,12 @@ class Evidence:
     best: Int64
     log_odds: Float64
     columns: Int64
-    genes: dict[str, Float64]
+    by_gene: Float64
     neighbors: Float64
     constant: Float64
     undivided: Float64
     members: dict[str, Float64]
     scores: Scores
-
-    @property
-    def by_gene(self) -> Float64:
-        """(n, n_genes) contribution of each gene over all members."""
-        total = np.zeros((len(self.log_odds), len(self.columns)))
-        for part in self.genes.values():
-            total += part
-        return total
 
     @property
     def gap(self) -> Float64:
@@ -159,26 +152,22 @@ def weigh(
         for name, s in scores.items()
         if weights[name]
     }
-    genes: dict[str, Float64] = {}
+    columns, by_gene = np.zeros(0, np.int64), np.zeros((len(chunk), 0))
     constant, undivided, neighbors = (np.zeros(len(chunk)) for _ in range(3))
-    columns = members.genes
     if weights["head"]:
         directions, intercepts = members.head.directions(seen.vectors, a, b)
         constant += weights["head"] * intercepts
         if isinstance(members.encoder, DividesByGene):
-            chosen = chunk.select(columns) if len(columns) < chunk.X.shape[1] else chunk
+            chosen = chunk.select(members.genes) if len(members.genes) < chunk.X.shape[1] else chunk
             shares = members.encoder.shares(chosen, directions)
             used = np.flatnonzero(shares.any(axis=0))
-            columns = columns[used]
-            genes["head"] = weights["head"] * shares[:, used]
+            columns, by_gene = members.genes[used], weights["head"] * shares[:, used]
         else:
             undivided += weights["head"] * (directions * seen.vectors).sum(axis=1)
-    if not genes:
-        columns = np.zeros(0, np.int64)
     if weights["knn"]:
         neighbors += parts["knn"]
     log_odds = z[rows, a] - z[rows, b]
-    return Evidence(a, b, best, log_odds, columns, genes, neighbors, constant, undivided, parts, seen)
+    return Evidence(a, b, best, log_odds, columns, by_gene, neighbors, constant, undivided, parts, seen)
 
 
 def generation_of(store: Path | str, parameters: Mapping[str, Any]) -> Store:
@@ -235,8 +224,6 @@ class GeneEvidence(Record):
     contribution
         Mean over the cells, in natural-log odds; positive supports the label. A gene with low expression can
         support a label that does not express it.
-    by_member
-        Member (``head``) -> its part; they sum to ``contribution``.
     expression
         log1p of counts per ten thousand, mean over the cells.
     expected, expected_against
@@ -252,7 +239,6 @@ class GeneEvidence(Record):
     gene_id: str
     symbol: str
     contribution: float
-    by_member: dict[str, float]
     expression: float
     expected: float
     expected_against: float
@@ -771,7 +757,6 @@ class Explainer:
         order = np.argsort(-numbers, kind="stable")
         log_odds = float(found.log_odds.mean())
         size = max(float(np.abs(found.log_odds).mean()), 1e-9)
-        by_gene = found.by_gene
         return Explanation(
             reference=self._stored.name,
             label=label,
@@ -781,9 +766,9 @@ class Explainer:
             n_labelled=n_labelled,
             confidence=float(self._confidence[rows].mean()),
             log_odds=log_odds,
-            genes=self._gene_evidence(found, by_gene, chunk, winner, n_genes),
-            n_genes=int((by_gene != 0).any(axis=0).sum()),
-            genes_total=float(by_gene.sum(axis=1).mean()),
+            genes=self._gene_evidence(found, chunk, winner, n_genes),
+            n_genes=int((found.by_gene != 0).any(axis=0).sum()),
+            genes_total=float(found.by_gene.sum(axis=1).mean()),
             neighbors_total=float(found.neighbors.mean()),
             constant=float(found.constant.mean()),
             undivided=float(found.undivided.mean()),
@@ -804,16 +789,11 @@ class Explainer:
         )
 
     def _gene_evidence(
-        self,
-        found: Evidence,
-        by_gene: npt.NDArray[np.float64],
-        chunk: CellChunk,
-        winner: int,
-        n_genes: int,
+        self, found: Evidence, chunk: CellChunk, winner: int, n_genes: int
     ) -> list[GeneEvidence]:
         from scvec.model.storage import class_statistics, genes_of
 
-        total = by_gene.mean(axis=0)
+        total = found.by_gene.mean(axis=0)
         top = np.lexsort((np.arange(len(total)), -np.abs(total)))[:n_genes]
         top = top[total[top] != 0]
         if len(top) == 0:
@@ -841,7 +821,6 @@ class Explainer:
                     gene_id=gene_ids[i],
                     symbol=str(self._symbols.get(gene_ids[i]) or gene_ids[i]),
                     contribution=float(total[g]),
-                    by_member={name: float(part[:, g].mean()) for name, part in found.genes.items()},
                     expression=float(expression[i]),
                     expected=float(expected[i]),
                     expected_against=float(other[i]),

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from scvec.backbones import parse_spec
 from scvec.base.errors import InputError, StoreError
-from scvec.base.parallel import read_ahead
+from scvec.base.resources import read_ahead
 from scvec.base.species import OTHER, SPECIES, genome_species, species_key, species_named
 from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, Species, no_progress
 from scvec.encoders.obsm import Known
@@ -31,7 +31,7 @@ from scvec.model.resolvers import (
     usual_expression,
 )
 from scvec.model.storage import encoder_of, genes_of
-from scvec.model.unmeasured import gene_sets, told_of, without
+from scvec.model.unmeasured import gene_sets, missing_notes, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from scvec.base.types import Float32, Species
     from scvec.ingest.cells.source import CellSource
-    from scvec.model.gene_members import GeneSide
+    from scvec.model.gene_fit import GeneSide
     from scvec.model.resolvers import GeneMap, GeneResolver
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.reference_reader import StoredReference
@@ -148,7 +148,7 @@ class ReferenceGenes:
         """The axis of the chosen genes."""
         return self.axis.select(self.chosen)
 
-    def taken(self, n_genes: int) -> Axis:
+    def with_genes(self, n_genes: int) -> Axis:
         """Return the axis of an encoder with ``n_genes`` genes: all genes, or the chosen ones."""
         return self.axis if n_genes == len(self.axis.gene_ids) else self.narrow
 
@@ -355,7 +355,7 @@ def align_species(
 #: Cells of a file for comparing possible scales of its values.
 N_PROBED = 512
 
-#: A query must measure at least so many genes of the reference.
+#: Smallest number of reference genes that a query must measure.
 MIN_GENES = 10
 
 
@@ -519,26 +519,26 @@ def _genome_of(source: CellSource) -> Species | None:
 
 
 def by_gene_sets(matched: MatchedSource, then: str) -> list[MatchedSource]:
-    """Return the cells in parts with the same measured genes, the largest first; one part if all are alike.
+    """Return the cells in parts with the same measured genes, the largest first.
 
     Each part matches the genes that its cells measured. The first part has a warning about all parts.
 
     Parameters
     ----------
     then
-        Text of the warning: what is done with the parts.
+        Text of the warning: the consequence.
     """
     if isinstance(matched.source, VectorSource):
         return [matched]
     sets = gene_sets(matched.source)
-    told = told_of(sets, matched.match, matched.source, then)
-    if not told:
+    notes = missing_notes(sets, matched.match, matched.source, then)
+    if not notes:
         return [matched]
     first, *others = (
         replace(matched, match=without(matched.match, one.missing), notes=(), rows=one.rows, name=one.name)
         for one in sets
     )
-    return [replace(first, notes=(*matched.notes, *told)), *others]
+    return [replace(first, notes=(*matched.notes, *notes)), *others]
 
 
 def _match_dimensions(source: CellSource, species: str) -> MatchedSource:
@@ -556,7 +556,7 @@ def dimension_map(n: int) -> GeneMap:
 
     from scvec.model.resolvers import GeneMap
 
-    return GeneMap(identity(n, dtype=np.float32, format="csr"), False, np.ones(n, dtype=bool))
+    return GeneMap(identity(n, dtype=np.float32, format="csr"), np.ones(n, dtype=bool))
 
 
 def obsm_key(stored: StoredReference | GeneSide) -> str | None:
@@ -566,13 +566,7 @@ def obsm_key(stored: StoredReference | GeneSide) -> str | None:
 
 
 def _query_dimensions(stored: StoredReference | GeneSide, source: VectorSource, *, force: bool) -> GeneMap:
-    """Return the map from the vectors of a query to those of a reference.
-
-    Raises
-    ------
-    InputError
-        If they have another length, or seem to be from another model, unless ``force``.
-    """
+    """Return the map from the vectors of a query to those of a reference; refuse those of another model."""
     from scvec.encoders.obsm import N_COMPARED, ObsmEncoder
 
     encoder = encoder_of(stored)

@@ -405,13 +405,13 @@ class Shift:
         offsets = np.tile(common, (n_classes, 1))
         own = (counts[supporting] / (counts[supporting] + HALF_CELLS))[:, None]
         offsets[supporting] += own * np.minimum(moved - common, 0.0)
-        taken = n_cells / (n_cells + HALF_CELLS) * min(1.0, (len(supporting) - 1) / (FULL_CLASSES - 1))
+        trust = n_cells / (n_cells + HALF_CELLS) * min(1.0, (len(supporting) - 1) / (FULL_CLASSES - 1))
         spread = np.ones(signals.shape[1])
         large = counts[supporting] >= SPREAD_CELLS
         if large.any():
             below = (quantiles[large, 1] - quantiles[large, 0]) / (EXPECTED - LOW_EXPECTED)
-            spread = 1.0 + taken * (np.clip(np.median(below, axis=0), 1.0, MAX_SPREAD) - 1.0)
-        return cls(np.maximum(offsets, 0.0) * taken, spread, n_cells, len(supporting))
+            spread = 1.0 + trust * (np.clip(np.median(below, axis=0), 1.0, MAX_SPREAD) - 1.0)
+        return cls(np.maximum(offsets, 0.0) * trust, spread, n_cells, len(supporting))
 
     def relative(self, signals: npt.NDArray[np.floating], given: npt.NDArray[np.integer[Any]]) -> Float64:
         """Return (n, n_signals) float64 signals after subtraction of the common part."""

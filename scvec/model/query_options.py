@@ -46,7 +46,7 @@ class QueryOptions:
     method
         ``both``, ``knn`` or ``head``.
     vectors_only
-        Leave out the members that stand on genes, where a reference of vectors (``obsm:KEY``) has them.
+        Leave out the gene-based members of a reference of vectors (``obsm:KEY``).
     species
         Species of the gene names: ``auto``, ``human`` or ``mouse``.
     layer

@@ -14,14 +14,13 @@ import numpy.typing as npt
 
 from scvec.base import arrays
 from scvec.base.errors import InputError
-from scvec.base.parallel import JointProgress, side_by_side
+from scvec.base.resources import JointProgress, side_by_side
 from scvec.base.types import CellChunk, CellEncoder, Float32, Int64, Neighbors, Progress, no_progress
 from scvec.encoders import EncoderKind, Material, make_encoder
-from scvec.model.calibration import Calibration
+from scvec.model.calibration import COVERAGE, Calibration, low_quality_floor
 from scvec.model.classifiers import MEMBERS, Members
 from scvec.model.novelty import signals
 from scvec.model.query_options import METHODS
-from scvec.model.status import COVERAGE, low_quality_floor
 from scvec.model.training import HeldOut, TrainingSample, score_held_out, splits
 
 __all__ = ["METHODS", "Prediction", "ReferenceModel", "train"]
@@ -179,7 +178,7 @@ class ReferenceModel:
         """
         cells = sample.cells(measured)
         labels, n_classes = sample.labels, sample.n_classes
-        taken = np.arange(cells.X.shape[1], dtype=np.int64) if genes is None else genes
+        used = np.arange(cells.X.shape[1], dtype=np.int64) if genes is None else genes
 
         def fit(rows: Int64 | None, number: int) -> Members:
             part, codes = (cells, labels) if rows is None else (cells.take(rows), labels[rows])
@@ -188,7 +187,7 @@ class ReferenceModel:
                 part,
                 codes,
                 n_classes,
-                genes=taken,
+                genes=used,
                 rows=sample.rows if rows is None else sample.rows[rows],
                 seed=seed,
                 progress=together.of(number),

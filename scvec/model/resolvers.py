@@ -209,7 +209,7 @@ def is_chance(found: FoundGenes) -> bool:
     return found.share < REFUSE_SHARE or (few and found.share < MOST_COUNTS)
 
 
-#: Genes that tell whether expression is as usual, and the rank correlation below which it is not. True files
+#: Number of genes for the check of usual expression, and smallest usual rank correlation. Correct files
 #: of whole genomes have 0.2 to 0.9, names on wrong columns -0.06 to 0.19 (benchmarks/species_detection.py).
 N_USUAL, USUAL = 1000, 0.1
 
@@ -430,7 +430,7 @@ _EDGES = "_|-:;,./ \t()[]"
 
 # Kinds of names in the aliases table, the most reliable first.
 _EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
-#: What names are called of which nothing is known.
+#: Name of unknown kinds of gene names.
 OWN_IDS = "ids of their own kind"
 _ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "nomenclature ids"}
 
@@ -447,20 +447,17 @@ class GeneMap:
     ----------
     weights
         (n_names, n_target) scipy CSR float32: ``counts @ weights`` are counts over the target genes.
-    via_orthologs
-        Whether the names are of another species than the targets.
     measured
         (n_target,) bool: target genes with at least one name.
     notes
-        What a user should know about it.
+        Notes for users.
     crossed
-        Where the names are of another species: how many genes have orthologs among the targets, and of which
+        For names of another species: the number of genes with orthologs among the targets, and of which
         kind. ``path`` (species), ``genes``, ``crossed``, ``one_to_one``, ``several``, ``symbol_alone``,
-        ``reference_genes`` that they stand for, ``confidence`` (0-1, where tables tell it).
+        ``reference_genes`` that they map to, ``confidence`` (0-1, if tables give it).
     """
 
     weights: Any
-    via_orthologs: bool
     measured: Bool
     notes: tuple[str, ...] = ()
     crossed: Mapping[str, Any] = field(default_factory=dict)
@@ -547,15 +544,8 @@ class _Names:
         return _MISS
 
 
-class _Links:
-    """Orthologs of the genes of one species in another species."""
-
-    def __init__(self) -> None:
-        #: gene -> partner -> (kind, confidence)
-        self.partners: dict[str, dict[str, tuple[str, float]]] = {}
-
-    def add(self, gene: str, partner: str, kind: str, confidence: float) -> None:
-        self.partners.setdefault(gene, {})[partner] = (kind, confidence)
+#: Orthologs of the genes of one species in another: gene -> partner -> (kind, confidence).
+_Links: TypeAlias = dict[str, dict[str, tuple[str, float]]]
 
 
 class GeneResolver:
@@ -594,8 +584,9 @@ class GeneResolver:
         for gene, own, partner, other, kind, confidence in zip(
             *(orthologs[c].to_numpy(dtype=object) for c in columns), strict=True
         ):
-            self._links.setdefault((own, other), _Links()).add(gene, partner, kind, confidence)
-            self._links.setdefault((other, own), _Links()).add(partner, gene, kind, confidence)
+            pair = (kind, confidence)
+            self._links.setdefault((own, other), {}).setdefault(gene, {})[partner] = pair
+            self._links.setdefault((other, own), {}).setdefault(partner, {})[gene] = pair
 
     @property
     def species(self) -> tuple[str, ...]:
@@ -603,7 +594,7 @@ class GeneResolver:
         return tuple(one for one, table in self._names.items() if table.ids)
 
     def symbol(self, gene_id: str) -> str:
-        """Return the official symbol of a gene in small letters; empty where it has none."""
+        """Return the official symbol of a gene in small letters; empty without one."""
         return str(self._symbol.get(gene_id, ""))
 
     def resolve(self, names: Sequence[str], species: Species | str = "auto") -> GeneMatch:
@@ -691,13 +682,7 @@ class GeneResolver:
         return best, notes, spelled[best] < 0.5 * n[best], stranger
 
     def _stranger(self, names: Sequence[str], known: Bool) -> str:
-        """Return a species that is not loaded and fits the names better; empty if there is none.
-
-        Parameters
-        ----------
-        known
-            (n,) bool names that the best of the loaded species knows.
-        """
+        """Return a species that is not loaded and knows more names than ``known`` (n,) bool; else empty."""
         left = [name for name, there in zip(names, known, strict=True) if not there]
         ids = Counter(key for name in left if (key := id_species(name)) and key not in self.species)
         for key, n in ids.most_common(1):
@@ -799,7 +784,7 @@ class GeneResolver:
         measured = np.zeros(shape[1], dtype=bool)
         measured[csr.indices] = True
         crossed = _crossed(shares, path, int(measured.sum())) if via else {}
-        return GeneMap(csr, via, measured, _crossing_note(crossed, shape[1]), crossed)
+        return GeneMap(csr, measured, _crossing_note(crossed, shape[1]), crossed)
 
     def path(self, species: Species, target: Species) -> tuple[Species, ...]:
         """Return the shortest path of species from one to the other, joined by orthologs.
@@ -832,11 +817,11 @@ class GeneResolver:
         raise InputError(what, "", fix, code="species-not-joined")
 
     def _n_genes(self, species: Species, target: Species) -> int:
-        return len(self._links[species, target].partners)
+        return len(self._links[species, target])
 
     def _cross(self, gene_id: str, path: Sequence[Species], column: Container[str]) -> _Share:
         """Return the weights of a gene on the genes in ``column`` of the last species of a path."""
-        link = self._links[path[0], path[1]].partners.get(gene_id, {})
+        link = self._links[path[0], path[1]].get(gene_id, {})
         last = len(path) == 2
         onward = {} if last else {p: self._cross(p, path[1:], column) for p in sorted(link)}
         there = [p for p in sorted(link) if (p in column if last else onward[p].weights)]
@@ -872,7 +857,7 @@ class GeneResolver:
                 gene: min(link, key=lambda p: (-_sure(link[p]), p))
                 for (_, other), links in self._links.items()
                 if other == target
-                for gene, link in links.partners.items()
+                for gene, link in links.items()
             }
         return self._best[target]
 
@@ -894,8 +879,8 @@ class _Share:
 def _crossed(shares: Mapping[str, _Share], path: Sequence[Species], n_targets: int) -> dict[str, Any]:
     """Return how genes became those of another species, as :attr:`GeneMap.crossed`."""
     kinds = Counter(share.kind for share in shares.values() if share.weights)
-    told = (share.confidence for share in shares.values() if share.weights and share.kind != "symbol")
-    known = [confidence for confidence in told if confidence == confidence]
+    given = (share.confidence for share in shares.values() if share.weights and share.kind != "symbol")
+    known = [confidence for confidence in given if confidence == confidence]
     return {
         "path": list(path),
         "genes": len(shares),
@@ -963,18 +948,12 @@ _MANY_SHARED = 100
 
 @dataclass(frozen=True)
 class _Votes:
-    """The two species with the most known names.
+    """The two species with the most known names."""
 
-    Attributes
-    ----------
-    n, spelled
-        Species -> number of known names ignoring case, and in exact spelling.
-    luck
-        Difference of ``n`` that may occur by chance.
-    """
-
+    #: Species -> number of known names ignoring case, and in exact spelling.
     n: dict[Species, int]
     spelled: dict[Species, int]
+    #: Difference of ``n`` that may occur by chance.
     luck: float
 
     @property

@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import StoreError
+from scvec.backbones import load_backbone, parse_spec
+from scvec.base.errors import InputError, StoreError
 from scvec.base.resources import resolved_device
 from scvec.base.types import CellChunk
-from scvec.encoders import load_encoder
+from scvec.encoders import EncoderKind, Models, encoder_kind, load_encoder
 from scvec.model.calibration import Calibration
 from scvec.model.classifiers import Head, Members
-from scvec.model.encoder_models import stored_models
 from scvec.model.novelty import Spread
 from scvec.model.reference import ReferenceModel
 from scvec.model.training import CODE_COLUMN, SPECIES_COLUMN, TrainingSample
 from scvec.stores.index.flat import on_device
 
 if TYPE_CHECKING:
-    from scvec.base.types import CellEncoder, Float32
+    from scvec.backbones import BackboneSpec
+    from scvec.base.types import Backbone, CellEncoder, Float32, LanguageModel
     from scvec.encoders import Models
-    from scvec.model.gene_members import GeneSide
+    from scvec.model.gene_fit import GeneSide
     from scvec.stores.index.distances import Index
     from scvec.stores.store.reference_reader import StoredReference
 
@@ -39,10 +40,12 @@ __all__ = [
     "load_model",
     "model_of",
     "model_state",
+    "prepared",
     "probe_cells",
     "probe_tensors",
     "sample_of",
     "species_of",
+    "stored_models",
 ]
 
 N_PROBES = 16
@@ -238,3 +241,96 @@ def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
 
 def _under(prefix: str, tensors: Tensors) -> Tensors:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def prepared(
+    kind: EncoderKind,
+    options: Mapping[str, Any],
+    spec: BackboneSpec,
+    *,
+    device: str,
+    max_cost: float | None = None,
+) -> Any:
+    """Load the models of an encoder and check its options. Returns None if it needs nothing but cells.
+
+    Parameters
+    ----------
+    options
+        Options of the ingest that only some encoders have; None for an option that was not given.
+
+    Raises
+    ------
+    InputError
+        If an option does not fit the encoder, or a model is missing.
+    """
+
+    def backbone() -> Backbone:
+        if not spec.needs_text:
+            what = f"the encoder {kind.name!r} needs a backbone that reads text, not {spec.base}"
+            raise InputError(what, "--backbone", "give minilm, st:FOLDER or hf:FOLDER")
+        if spec.is_remote:
+            raise InputError(
+                f"the encoder {kind.name!r} would send every cell to a server, thousands of texts an ingest",
+                f"--backbone {spec.base}",
+                "give a model on this machine: minilm, st:FOLDER or hf:FOLDER",
+            )
+        return load_backbone(spec, device=device, max_cost=max_cost)
+
+    def language_model(name: str, precision: str | None) -> LanguageModel:
+        from scvec.backbones.hf import load_language_model, resolved
+
+        return load_language_model(resolved(name), device=resolved_device(device), precision=precision)
+
+    # Looking for a GPU may load torch, which most encoders do not need.
+    here = resolved_device(device) if kind.uses_gpu else "cpu"
+    return kind.prepare(Models(backbone, language_model, here), options)
+
+
+def stored_models(meta: Mapping[str, Any], *, device: str = "auto", llm: str | None = None) -> Models | None:
+    """Return loaders for the models of a stored reference; None if its encoder uses no model.
+
+    Parameters
+    ----------
+    meta
+        JSON values of the reference.
+    llm
+        Path or name of the language model now; None if it did not move since the ingest.
+
+    Raises
+    ------
+    InputError
+        If ``llm`` is given and the reference has no language model.
+    StoreError
+        Raised by the loaders if the model of the reference is missing.
+    """
+    state = meta["model"]["encoder"]
+    if llm is not None and not state.get("llm"):
+        raise InputError("the reference was made without a language model", f"--llm {llm}", "leave it out")
+    kind = encoder_kind(state["name"])
+    if not kind.reads_models:
+        return None
+
+    def backbone() -> Backbone:
+        try:
+            return load_backbone(parse_spec(meta["options"]["backbone"]), device=device)
+        except InputError as error:
+            what = f"the text model of the reference cannot be loaded: {error.what}"
+            raise StoreError(
+                what, error.where, "put it back, or ingest the cells again", code="model-not-found"
+            ) from error
+
+    def language_model(name: str, precision: str | None) -> LanguageModel:
+        from scvec.backbones.hf import load_language_model, resolved
+
+        try:
+            return load_language_model(resolved(llm or name), device=here, precision=precision)
+        except InputError as error:
+            if llm is not None:
+                raise
+            what = f"the language model of the reference cannot be loaded: {error.what}"
+            raise StoreError(
+                what, name, f"give its path with --llm PATH; {error.fix}", code="model-not-found"
+            ) from error
+
+    here = resolved_device(device) if kind.uses_gpu else "cpu"
+    return Models(backbone, language_model, here)

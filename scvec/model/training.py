@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.parallel import n_cores
-from scvec.base.resources import parse_memory
+from scvec.base.resources import n_cores, parse_memory
 from scvec.base.results import count_text
 from scvec.base.types import CellChunk, Float32, Int64, State
 from scvec.model.classifiers import Members
@@ -419,7 +418,7 @@ class Labelled:
             for part, names in each
         ]
         together = np.concatenate(codes)
-        primary, told = _primary(sources, together)
+        primary, notes = _primary(sources, together)
         if primary is not None:
             together[~primary] = -1
         together, classes, rare = leave_out_rare(together, classes, min_cells)
@@ -428,10 +427,10 @@ class Labelled:
         batches = None
         if batch_key is not None:
             batches, how = _all_batches(sources, batch_key, together)
-            told += how
+            notes += how
         if batches is None and len(sources) > 1:
             batches = np.concatenate([np.full(s.n_obs, f"file {i}") for i, s in enumerate(sources)])
-        return cls(sources, together, classes, batches, (*rare, *look_over(counts)), primary, None, told)
+        return cls(sources, together, classes, batches, (*rare, *look_over(counts)), primary, None, notes)
 
     @property
     def n(self) -> int:
@@ -681,7 +680,7 @@ def _primary(
 def _all_batches(
     sources: list[CellSource], batch_key: str, codes: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.str_] | None, tuple[str, ...]]:
-    """Return the batch of each cell of all files, None where a column tells of none, and notes."""
+    """Return the batch of each cell of all files (None without batches), and notes."""
     batches = np.concatenate([_batches(s, batch_key, i) for i, s in enumerate(sources)])
     missing = np.concatenate([s.obs[batch_key].isna().to_numpy() for s in sources])
     if missing.all():

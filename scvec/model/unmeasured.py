@@ -17,32 +17,35 @@ from scvec.base.types import GeneMatch
 if TYPE_CHECKING:
     from scvec.ingest.cells.source import CellSource
 
-__all__ = ["GeneSet", "gene_sets", "left_out", "told_of", "without"]
+__all__ = ["GeneSet", "gene_sets", "left_out", "missing_notes", "without"]
 
 Bools = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
-#: Batches smaller than this tell too little; of larger ones so many cells are looked at first.
-MIN_CELLS, N_LOOKED, MAX_BATCHES = 50, 100, 20
-#: A gene in this fraction of the cells of most batches is common. A file is joined where a batch has none of
-#: so many of those: 0.6% are missing in donors of one study, 3% in one tissue against others, 5% to 20% in
-#: one cell type against all.
+#: Smallest batch, number of its cells that the first test uses, and largest number of batches of a column.
+MIN_CELLS, N_FIRST, MAX_BATCHES = 50, 100, 20
+#: A gene is common if this fraction of the cells of most batches detect it. A file is joined if a batch
+#: detects none of this fraction (and number) of the common genes: 0.6% are missing in donors of one study, 3%
+#: in one tissue against others, 5% to 20% in one cell type against all.
 COMMON, MIN_SHARE, MIN_GENES = 0.3, 0.05, 10
-#: Where most batches lack a gene, it is common if nearly all cells of one have it: more must be gone.
+#: If most batches lack a gene, it is common if nearly all cells of one batch detect it; the fraction of
+#: missing genes must then be larger.
 IN_ALL, MIN_SHARE_IN_ALL = 0.8, 0.15
-#: Cells of a batch that would be expected to have a gene, were it measured there.
+#: Smallest expected number of cells of a batch that detect a gene, if the batch measured it.
 MIN_EXPECTED = 10
-#: Where no column tells batches, groups of like cells are looked at: stretches of rows and cells in each,
-#: most genes, groups, and how often they are made.
+#: If no column gives batches, similar cells are grouped: number of row ranges, cells of each range, largest
+#: number of genes, number of groups, and number of random starts.
 N_STRETCHES, PER_STRETCH, N_GENES, N_GROUPS, N_STARTS = 20, 50, 2000, 8, 6
-#: Such a group has none of this part of the genes that are in most cells of the other groups.
+#: Fraction of the genes of most cells of the other groups that such a group must lack; detection rate that
+#: means "most cells"; quantile over the groups.
 MIN_SHARE_GROUP, IN_MOST, MOST = 0.1, 0.6, 1.0
-#: Cells that have less than this part of the expected genes of a set did not measure it: at first, at last.
+#: Cells that detect less than this fraction of the expected genes of a set did not measure them: in the
+#: first rounds, and at the end.
 FEW, NONE = 0.3, 0.05
-#: Probability from which on a gene that no cell of a set has was not measured.
+#: Probability above which a gene that no cell of a set detects counts as not measured.
 SURE = 0.9
-#: Gene sets that have this part of their expression in common are one.
+#: Gene sets that share this fraction of their detection rates are merged.
 SAME = 0.8
 
 
@@ -66,7 +69,7 @@ class GeneSet:
 
 
 def gene_sets(source: CellSource) -> list[GeneSet]:
-    """Return the parts of a file with different measured genes, the largest first; empty if all are alike.
+    """Return the parts of a file with different measured genes, the largest first; empty if there is one.
 
     A batch lacks a gene that is zero in every cell of it and common in others, many at a time. Batches are
     those of obs columns with a usual name of batches. If these show nothing, the cells are grouped by their
@@ -86,7 +89,7 @@ def gene_sets(source: CellSource) -> list[GeneSet]:
     for k, mask in enumerate([*masks, np.zeros_like(masks[0])]):
         rows = np.flatnonzero(codes == k)
         if len(rows):
-            # A rare gene may be zero by chance: it is gone where so many are that this is likelier.
+            # A rare gene may be zero by chance. It counts as missing if many genes of the set are missing.
             prior = float(mask[highest >= COMMON].mean())
             by_chance = (1 - prior) * np.exp(-highest * len(rows))
             missing = (found[k] == 0) & (prior > SURE * (prior + by_chance))
@@ -114,17 +117,17 @@ def left_out(match: GeneMatch, source: CellSource) -> tuple[GeneMatch, list[str]
     left = without(match, np.any([one.missing for one in sets], axis=0))
     if left.count_share(source.gene_totals) < 0.5 * match.count_share(source.gene_totals):
         then = "too many to leave out, so that their zeros count; leave those cells out"
-        return match, told_of(sets, match, source, then)
-    return left, told_of(sets, match, source, "left out for all cells")
+        return match, missing_notes(sets, match, source, then)
+    return left, missing_notes(sets, match, source, "left out for all cells")
 
 
-def told_of(sets: Sequence[GeneSet], match: GeneMatch, source: CellSource, then: str) -> list[str]:
+def missing_notes(sets: Sequence[GeneSet], match: GeneMatch, source: CellSource, then: str) -> list[str]:
     """Return a warning with the batches and their missing genes; nothing if no matched gene is missing.
 
     Parameters
     ----------
     then
-        What is done about it.
+        Consequence for these genes, as text.
     """
     matched, parts = match.matched, []
     for one in sets:
@@ -149,17 +152,16 @@ def _of_columns(source: CellSource) -> tuple[Int64, list[str], list[Bools], Floa
     Returns
     -------
     codes, names
-        (n_obs,) numbers of gene sets: the last for cells that measured all, -1 for those of small batches;
-        what the sets are called.
+        (n_obs,) number of the gene set of each cell: the last for cells that measured all genes, -1 for
+        cells of small batches; and the names of the sets.
     masks, rates
-        For each set (n_vars,) bool the genes that it lacks; (n_vars,) in which part of the cells a gene is
-        that measured it.
+        For each set (n_vars,) bool its missing genes; (n_vars,) detection rates in cells that measured them.
     """
     joined = []
     for column, codes, names in _columns(source):
-        looked = np.sort(np.concatenate([np.flatnonzero(codes == k)[:N_LOOKED] for k in range(len(names))]))
-        some = _detected([(source.stored_rows(looked), codes[looked])], len(names), source.n_vars)
-        if _is_joined(some, np.bincount(codes[looked])).any():
+        some_rows = np.sort(np.concatenate([np.flatnonzero(codes == k)[:N_FIRST] for k in range(len(names))]))
+        some = _detected([(source.stored_rows(some_rows), codes[some_rows])], len(names), source.n_vars)
+        if _is_joined(some, np.bincount(codes[some_rows])).any():
             joined.append((codes, [f"{column} {name}" for name in names]))
     if not joined:
         return None
@@ -170,7 +172,7 @@ def _of_columns(source: CellSource) -> tuple[Int64, list[str], list[Bools], Floa
     found = _detected(_numbered(source, codes), len(names), source.n_vars)
     lacking = np.flatnonzero(_is_joined(found, sizes))
     if not len(lacking):
-        return None  # the first cells of a batch lacked genes that later ones have
+        return None  # the first cells of a batch lacked genes that its later cells detect
     rates = found / sizes[:, None]
     groups: list[list[int]] = []
     for k in lacking:
@@ -193,7 +195,7 @@ def _of_columns(source: CellSource) -> tuple[Int64, list[str], list[Bools], Floa
 
 
 def _crossed(one: tuple[Int64, list[str]], other: tuple[Int64, list[str]]) -> tuple[Int64, list[str]]:
-    """Return the batches of two columns together; -1 where one of both has none, or too few cells."""
+    """Return the combined batches of two columns; -1 for cells without a batch, or with a small one."""
     pairs, codes, sizes = np.unique(
         np.stack([one[0], other[0]]), axis=1, return_inverse=True, return_counts=True
     )
@@ -212,17 +214,17 @@ def _alike(one: Bools, other: Bools, rate: Float64) -> bool:
 
 
 def _where_measured(found: Float64, sizes: Int64, number: Int64, masks: Sequence[Bools]) -> Float64:
-    """Return (n_vars,) the part of the cells of batches that measured a gene in which it is."""
+    """Return (n_vars,) the detection rate of each gene in the batches that measured it."""
     measured = np.array([*(~mask for mask in masks), np.ones_like(masks[0])])[number]
     cells = (measured * sizes[:, None]).sum(axis=0)
     return np.asarray((found * measured).sum(axis=0) / np.maximum(cells, 1))
 
 
 def _of_groups(source: CellSource) -> tuple[list[Bools], Float64]:
-    """Return the genes that groups of like cells lack, and where they were measured; see :func:`_of_columns`.
+    """Return the genes that groups of similar cells lack, and detection rates; see :func:`_of_columns`.
 
-    Groups are made of the cells of some stretches of rows by the genes that they have. Types of cells have
-    fewer of some genes. Only cells that did not measure them have none of many that are in most other cells.
+    Groups are clusters of a sample of cells by their detected genes. A cell type detects some genes rarely;
+    only cells that did not measure genes detect none of many genes that most other cells detect.
     """
     from scipy.cluster.vq import kmeans2
     from scipy.sparse.linalg import svds
@@ -241,14 +243,15 @@ def _of_groups(source: CellSource) -> tuple[list[Bools], Float64]:
         return [], share
     own = there[:, common].toarray()
     depth = own.mean(axis=1, keepdims=True)
-    own -= np.minimum(depth / max(float(depth.mean()), 1e-9) * share[common], 1.0)  # depth groups cells too
+    # Without this, cells would be grouped by depth.
+    own -= np.minimum(depth / max(float(depth.mean()), 1e-9) * share[common], 1.0)
     if np.abs(own).max() < 1e-3:
         return [], share  # all cells have all of these genes, as after imputation
     # The rows sum to about zero, so ones would be orthogonal to all that is looked for.
     left, values, _ = svds(own, N_GROUPS, v0=np.random.default_rng(0).normal(size=min(own.shape)))
     rng, masks = np.random.default_rng(0), list[Bools]()
     for start in range(N_STARTS):
-        n_groups = N_GROUPS * (1 + start % 2)  # few cells may have measured what most did not
+        n_groups = N_GROUPS * (1 + start % 2)  # small groups find gene sets of few cells
         begin = (left * values)[rng.choice(len(left), n_groups, replace=False)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a group without cells
@@ -260,7 +263,7 @@ def _of_groups(source: CellSource) -> tuple[list[Bools], Float64]:
 
 
 def _lacking(there: sp.csr_matrix[Any], codes: Int64) -> Iterable[tuple[Bools, Float64]]:
-    """Yield the genes that a group of cells lacks, and how common they would be; of those that lack many."""
+    """Yield missing genes and expected detection rates of each group of cells that lacks many genes."""
     sizes = np.bincount(codes)
     found = _detected([(there, codes)], len(sizes), there.shape[1])
     rates = found / np.maximum(sizes, 1)[:, None]
@@ -273,10 +276,7 @@ def _lacking(there: sp.csr_matrix[Any], codes: Int64) -> Iterable[tuple[Bools, F
 
 
 def _usual(rates: Float64, k: int) -> Float64:
-    """Return (n_vars,) in which part of the cells of a group a gene would be as in the others.
-
-    Groups differ in depth: the level is that of the genes that the group has.
-    """
+    """Return (n_vars,) detection rates in the other groups, scaled to the depth of group ``k``."""
     others = np.delete(rates, k, axis=0)
     usual, own = np.quantile(others[others.sum(axis=1) > 0], MOST, axis=0), rates[k]
     level = own.sum() / max(float(usual[own > 0].sum()), 1e-9)
@@ -284,7 +284,7 @@ def _usual(rates: Float64, k: int) -> Float64:
 
 
 def _settled(there: sp.csr_matrix[Any], masks: list[Bools]) -> tuple[list[Bools], Float64]:
-    """Return the masks as the cells that they fit have them: a group may have been of one type of cells."""
+    """Return missing genes, fitted again to all cells without them: a group may have had one cell type."""
     share = np.asarray(there.mean(axis=0)).ravel()
     if not masks:
         return [], share
@@ -295,7 +295,7 @@ def _settled(there: sp.csr_matrix[Any], masks: list[Bools]) -> tuple[list[Bools]
         found = _detected([(there, codes)], len(masks) + 1, there.shape[1])
         rates = _where_measured(found, sizes, np.arange(len(masks) + 1), masks)
         levels = found / np.maximum(sizes, 1)[:, None]
-        # Few cells may be in the wrong group as yet: few, not none.
+        # A few cells may still be in the wrong group, so a missing gene may have a low detection rate.
         masks = [
             (levels[k] <= 0.02 * levels.max(axis=0)) & (levels.max(axis=0) * sizes[k] >= MIN_EXPECTED / 2)
             for k in range(len(masks))
@@ -315,9 +315,9 @@ def _settled(there: sp.csr_matrix[Any], masks: list[Bools]) -> tuple[list[Bools]
 
 
 def _fitting(cells: Any, masks: Sequence[Bools], rates: Float64, most: float) -> Int64:
-    """Return (n,) the mask of whose genes a cell has at most this part of the expected.
+    """Return (n,) the largest mask with at most a fraction ``most`` of its expected genes in a cell.
 
-    Where several fit, that which lacks most; the number of masks where none does.
+    Cells without such a mask get the number of masks.
     """
     weights = np.array([np.where(mask, rates, 0.0).sum() for mask in masks])
     there = (cells != 0).astype(np.float64)
@@ -332,7 +332,7 @@ def _fitting(cells: Any, masks: Sequence[Bools], rates: Float64, most: float) ->
 def _assigned(
     source: CellSource, codes: Int64, masks: Sequence[Bools], rates: Float64
 ) -> tuple[Int64, Float64]:
-    """Return (n_obs,) the set of each cell, where it was -1 by genes, and (n_sets + 1, n_vars) detected."""
+    """Return (n_obs,) gene sets, with -1 replaced by the fitting set, and (n_sets + 1, n_vars) detections."""
     codes, found, start = codes.copy(), np.zeros((len(masks) + 1, source.n_vars)), 0
     for cells in source.chunks():
         part = codes[start : start + cells.shape[0]]
@@ -372,7 +372,7 @@ def _numbered(source: CellSource, codes: Int64) -> Iterable[tuple[Any, Int64]]:
 
 
 def _detected(parts: Iterable[tuple[Any, Int64]], n_batches: int, n_vars: int) -> Float64:
-    """Return (n_batches, n_vars) float64 number of the cells that have each gene."""
+    """Return (n_batches, n_vars) float64 number of cells that detect each gene."""
     found = np.zeros((n_batches, n_vars))
     for cells, codes in parts:
         rows = np.flatnonzero(codes >= 0)
@@ -382,7 +382,7 @@ def _detected(parts: Iterable[tuple[Any, Int64]], n_batches: int, n_vars: int) -
 
 
 def _is_joined(found: Float64, sizes: Int64) -> Bools:
-    """Return (n_batches,) bool which batches have none of many genes that are common in most others."""
+    """Return (n_batches,) bool, True for batches that detect none of many genes that most others detect."""
     rates = found / sizes[:, None]
     joined = np.zeros(len(rates), dtype=bool)
     for k in range(len(rates)):

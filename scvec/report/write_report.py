@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError, ScvecError, disk_errors
 from scvec.base.resources import expanded
-from scvec.base.results import plain
+from scvec.base.results import PALETTE, STATUS_COLORS, label_colors, plain
 from scvec.base.types import Float32, Int64, Progress, no_progress
 from scvec.ingest.cells.write import check_output
+from scvec.model.calibration import STATUSES
 from scvec.model.explanation import Explainer, generation_of, read_again, same_reference
 from scvec.model.gene_fit import FITS, keep_tensors, kept_tensors
 from scvec.model.query_options import QueryOptions
-from scvec.model.status import PALETTE, STATUS_COLORS, STATUSES, label_colors
 from scvec.model.storage import CODE_COLUMN
 from scvec.report.layout import add_cells, lay_out_cells
 

@@ -15,13 +15,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from scvec import __version__
-from scvec.base.errors import InputError, ResourceError, ScvecError
+from scvec.base.errors import InputError, ResourceError, ScvecError, error_bytes, without_paths
 from scvec.model.query_options import QueryOptions
-from scvec.web.bodies import error_bytes, without_paths
 from scvec.web.child import FILES, UPLOAD
-from scvec.web.jobs import Busy, Jobs
+from scvec.web.jobs import Busy, Jobs, Searches
 from scvec.web.process import Limits
-from scvec.web.searches import Searches
 
 __all__ = ["make_app"]
 

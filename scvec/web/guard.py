@@ -13,8 +13,7 @@ from urllib.parse import parse_qs
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from scvec.base.errors import InputError
-from scvec.web.bodies import error_bytes
+from scvec.base.errors import InputError, error_bytes
 from scvec.web.process import Limits
 
 __all__ = ["Connection", "Guard"]

@@ -1,7 +1,8 @@
-"""Jobs that annotate uploads, one at a time, each in its own process."""
+"""Jobs that annotate uploads, one at a time, each in its own process, and searches in one process."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import threading
@@ -10,14 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scvec.base.errors import InputError, ResourceError, ScvecError
+from scvec.base.errors import InputError, ResourceError, ScvecError, without_paths
 from scvec.model.query_options import QueryOptions
-from scvec.web.bodies import without_paths
 from scvec.web.child import FILES, UPLOAD
 from scvec.web.process import Limits, Process, reduced_environment
 
-__all__ = ["Busy", "Job", "Jobs"]
-
+__all__ = ["Busy", "Job", "Jobs", "Searches"]
 
 ENDED = ("done", "failed", "cancelled")
 
@@ -232,3 +231,74 @@ def script(name: str, options: QueryOptions) -> str:
     shown = name if not name.startswith("-") else f"./{name}"
     command = replace(options, output="annotated.h5ad", report="report.html").command_line(shown)
     return f"#!/bin/sh\n# Repeats the annotation. Run it on the machine of the store.\n{command}\n"
+
+
+#: Exit code -> class of an error that the process reports.
+_CLASSES = {cls.exit_code: cls for cls in (InputError, ResourceError)}
+
+
+class Searches:
+    """Runs searches in a child process. The process is started again after a search was killed.
+
+    Parameters
+    ----------
+    folder
+        Working folder of the process.
+    """
+
+    def __init__(self, store: Path, folder: Path, limits: Limits) -> None:
+        self._store, self._folder, self._limits = store, folder, limits
+        self._slots = threading.BoundedSemaphore(limits.searches)
+        self._lock = threading.Lock()
+        self._process: Process | None = None
+        self._closed = False
+
+    def find(self, verb: str, text: str, **options: Any) -> dict[str, Any]:
+        """Return the result of a search, as ``to_dict`` of its report.
+
+        Parameters
+        ----------
+        verb
+            ``genes`` or ``cells``.
+
+        Raises
+        ------
+        Busy
+            If too many searches are waiting.
+        ScvecError
+            If the search fails; ResourceError if it took too long or used too much memory.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise Busy(f"{self._limits.searches} searches are waiting already", fix="try again")
+        try:
+            with self._lock:
+                return self._ask({"verb": verb, "store": str(self._store), "text": text, "options": options})
+        finally:
+            self._slots.release()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._closed:
+            raise Busy("the server is stopping")
+        if self._process is None or not self._process.alive:
+            if self._process is not None:
+                self._process.close()
+            # This process reads no uploads. It keeps the API keys, because it may use an embedding server.
+            self._process = Process(self._folder, dict(os.environ), self._limits)
+        messages = list(self._process.ask("search", request))
+        message = messages[-1] if messages else {}
+        if "error" in message:
+            raise _CLASSES.get(message["exit_code"], ScvecError)(**message["error"])
+        if "result" not in message:
+            self._process.close()
+            raise ScvecError("the search ended without a message", fix="try again")
+        found: dict[str, Any] = message["result"]
+        return found
+
+    def close(self) -> None:
+        """Stop the process."""
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
+        with self._lock:
+            if self._process is not None:
+                self._process.close()

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from scvec.web.guard import Guard
-    from scvec.web.jobs import Jobs
-    from scvec.web.searches import Searches
+    from scvec.web.jobs import Jobs, Searches
 
 __all__ = ["guarded_app", "http_server", "serve"]
 
@@ -87,8 +86,7 @@ def serve(
     listening = _bind(host, port)
     number = int(listening.getsockname()[1])
     key = secrets.token_urlsafe(24) if token else None
-    from scvec.web.jobs import Jobs
-    from scvec.web.searches import Searches
+    from scvec.web.jobs import Jobs, Searches
 
     with _clean_exit_on_sigterm(), _work_folder() as work, listening:
         jobs = Jobs(folder, work, limits)

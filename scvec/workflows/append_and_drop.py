@@ -31,7 +31,7 @@ from scvec.model.copies import (
     source_digest,
 )
 from scvec.model.explanation import files_of
-from scvec.model.gene_members import without_rows
+from scvec.model.gene_fit import without_rows
 from scvec.model.matching import by_gene_sets, match_genes, obsm_key, query_genes, reference_share
 from scvec.model.resolvers import stored_resolver
 from scvec.model.storage import (
@@ -45,7 +45,7 @@ from scvec.model.storage import (
     probe_tensors,
     sample_of,
 )
-from scvec.stores.knowledge.where import rows_where
+from scvec.stores.knowledge.tables import rows_where
 from scvec.stores.store.store import Store
 from scvec.workflows.ingest_options import AppendOptions
 
@@ -203,12 +203,12 @@ def _encoded(
                 here = rows[start : start + len(chunk)]
                 start += len(chunk)
                 cells[here] = cell_hashes(chunk.X, known.keys, factors)
-                new[here] = taken = known.seen.first(cells[here], primary[here])
-                some = chunk if taken.all() else chunk.take(np.flatnonzero(taken))
+                new[here] = is_new = known.seen.first(cells[here], primary[here])
+                some = chunk if is_new.all() else chunk.take(np.flatnonzero(is_new))
                 if len(some):
                     some = some.select(wanted) if len(wanted) < len(genes.measured) else some
                     vectors.append(encoder.encode(some))
-                    at.append(here[taken])
+                    at.append(here[is_new])
                 done += len(chunk)
                 progress("encoding cells", done, source.n_obs)
         encoded = np.concatenate(vectors)[np.argsort(np.concatenate(at))]
@@ -221,7 +221,7 @@ def _encoded(
             obs[HASH_COLUMN] = cells
         n_met = int((primary & ~new).sum())
         known.n_met += n_met
-        told = left_out_notes(n_met, int((~primary).sum())) + _same_names(stored, obs.index[new])
+        cell_notes = left_out_notes(n_met, int((~primary).sum())) + _same_names(stored, obs.index[new])
         record = {
             "name": source.name,
             "n_cells": int(new.sum()),
@@ -231,7 +231,7 @@ def _encoded(
             "date": _now(),
         }
         of_genes = [f"{p.name}: {n}" if p.name else n for p, genes in parts for n in genes.notes]
-        notes = [*source.notes, *alike[0].notes, *of_genes, *few, *told]
+        notes = [*source.notes, *alike[0].notes, *of_genes, *few, *cell_notes]
         return _Added(obs[new], encoded, record, notes)
 
 
@@ -254,20 +254,10 @@ def _same_names(stored: StoredReference, names: pd.Index) -> list[str]:
 
 
 class _Known:
-    """Hashes of the cells that a reference has or that are about to be appended.
-
-    Attributes
-    ----------
-    keys
-        (n_genes,) keys of all genes of the reference, for the hashes of cells.
-    seen, digests
-        Hashes of the cells, and digests of their files.
-    n_met
-        Number of new cells that the reference had already.
-    """
+    """Hashes of the cells that a reference has or that are about to be appended, and of their files."""
 
     def __init__(self, stored: StoredReference) -> None:
-        # References from older versions of scvec have no hashes.
+        # A pack without cells has no hashes.
         there = HASH_COLUMN in stored.obs.columns
         self.seen = Seen(stored.obs[HASH_COLUMN].to_numpy(dtype=np.int64) if there else None)
         files = [*stored.meta.get("sources", []), *stored.meta.get("appended", [])]

@@ -13,11 +13,10 @@ from typing import Any
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.records import Answer, Failure, Job
 from scvec.base.results import IN_EARNEST, NextStep, Report, counts_line
 from scvec.base.settings import Settings, redact
 from scvec.base.species import known_species
-from scvec.base.types import Description, Progress, Species, no_progress
+from scvec.base.types import Answer, Description, Failure, Job, Progress, Species, no_progress
 from scvec.ingest.sources.answers import ChatSource, UnfitError, foreign, json_object, prompted, tidy, whole
 from scvec.ingest.sources.openai import LlmService, Reply
 from scvec.ingest.sources.prices import Budget, price_of
@@ -72,7 +71,7 @@ _KINSHIP = re.compile(
 
 
 def check_answer(
-    content: str, *, symbol: str, species: Species, aliases: Iterable[str] = (), told: str = ""
+    content: str, *, symbol: str, species: Species, aliases: Iterable[str] = (), prompt: str = ""
 ) -> str:
     """Return the description in the answer of a model, with normalised white space.
 
@@ -82,7 +81,7 @@ def check_answer(
         A JSON object, or text that contains one.
     symbol, aliases
         Names of the gene. The description must contain one of them.
-    told
+    prompt
         The prompt, which the description must not repeat.
 
     Raises
@@ -117,7 +116,7 @@ def check_answer(
     if not _names(text, (symbol, *aliases)):
         raise UnfitError("the description does not name the gene")
     sentences = re.split(r"(?<=[.!?])\s+", text)
-    _check_sentences(sentences, " ".join(told.split()))
+    _check_sentences(sentences, " ".join(prompt.split()))
     _check_species(sentences[0], text, species)
     return text
 
@@ -138,11 +137,11 @@ def _names(text: str, names: Iterable[str]) -> bool:
     )
 
 
-def _check_sentences(sentences: list[str], told: str) -> None:
+def _check_sentences(sentences: list[str], prompt: str) -> None:
     long = [s.lower() for s in sentences if len(s) >= 20]
     if len(set(long)) < len(long):
         raise UnfitError("the description repeats itself")
-    if any(s in told.lower() for s in long):
+    if any(s in prompt.lower() for s in long):
         raise UnfitError("the description repeats the prompt")
 
 
@@ -227,13 +226,13 @@ class Subject:
         return prompted(PROMPT, f"The gene:\n{self.question}", reason)
 
     def read(self, reply: Reply) -> str:
-        """Return the description in a reply; raise UnfitError where it cannot be used."""
+        """Return the description in a reply; raise UnfitError if it cannot be used."""
         return check_answer(
             whole(reply),
             symbol=tidy(self.symbol, 60),
             species=self.species,
             aliases=self.aliases,
-            told=PROMPT,
+            prompt=PROMPT,
         )
 
     def job(self, model: str) -> Job:

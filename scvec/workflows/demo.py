@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.results import NextStep, Record, Report, Stages, counts_line, table, times_line
 from scvec.base.types import Progress, no_progress
-from scvec.model.metrics import accuracy, macro_f1
+from scvec.model.calibration import accuracy, macro_f1
 from scvec.model.query_options import QueryOptions
 from scvec.workflows.ingest_cells import ingest_cells
 from scvec.workflows.query import query_one

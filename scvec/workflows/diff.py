@@ -7,61 +7,45 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from scvec.base.errors import InputError, StoreError
 from scvec.base.results import Record, Report
+from scvec.model.card import Card, card_of
+from scvec.model.storage import genes_of
 from scvec.stores.store.packs import MAX_JSON, PackReader
-from scvec.stores.store.reference_reader import StoredSpace
 from scvec.stores.store.store import Store
 
-if TYPE_CHECKING:
-    from scvec.model.card import Card
-
-__all__ = [
-    "Changed",
-    "DiffReport",
-    "Example",
-    "LabelChange",
-    "ReferenceDiff",
-    "SpaceChange",
-    "diff",
-    "diff_references",
-]
+__all__ = ["Changed", "DiffReport", "Example", "ReferenceDiff", "diff", "diff_references"]
 
 #: Longest line about a text.
 WIDTH = 100
 #: Section of the report -> table, columns of its key, column that may change, columns to count by.
 _TABLES = {
-    "genes": ("genes", ("gene_id",), "symbol", ("species",)),
-    "descriptions": ("descriptions", ("gene_id", "source", "model", "prompt"), "text", ("kind", "source")),
-    "facts": ("notes", ("gene_id", "source"), "facts", ("source",)),
+    "genes": ("genes", ["gene_id"], "symbol", ["species"]),
+    "descriptions": ("descriptions", ["gene_id", "source", "model", "prompt"], "text", ["kind", "source"]),
+    "facts": ("notes", ["gene_id", "source"], "facts", ["source"]),
 }
+_STATES = {"left_only": "removed", "both": "changed", "right_only": "added"}
+#: Fields of a card that are not compared one by one.
+_OTHER = {"name", "labels", "failures", "files", "derived_from", "changed"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changed(Record):
-    """Numbers of rows added, changed and removed. ``what`` is their kind and source, or species."""
+    """Numbers of rows added, changed and removed; ``what`` is their species, kind and source, or space."""
 
     what: str
     added: int = 0
     changed: int = 0
     removed: int = 0
 
-    def line(self, changed: str = "changed") -> str:
+    def line(self) -> str:
         """Return it as text."""
-        counts = {"added": self.added, changed: self.changed, "removed": self.removed}
+        counts = {"added": self.added, "changed": self.changed, "removed": self.removed}
         return f"{self.what}: {', '.join(f'{n:,} {how}' for how, n in counts.items() if n) or 'the same'}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpaceChange(Changed):
-    """A space that differs; ``what`` is its fingerprint, ``state`` ``added``, ``removed`` or ``changed``."""
-
-    backbone: str
-    state: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +72,11 @@ class Example(Record):
         return lines
 
 
+def _printable(lines: Sequence[str]) -> list[str]:
+    # Texts come from files and services, so terminal codes are removed.
+    return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiffReport(Report):
     """The differences between two versions of a store.
@@ -96,10 +85,9 @@ class DiffReport(Report):
     ----------
     old, new, old_command, new_command
         Numbers of the versions, and the commands that made them.
-    genes
-        By species; ``changed`` are those with another symbol.
-    descriptions, facts
-        By kind and source; by source.
+    genes, descriptions, facts, spaces
+        Changes by species; by kind and source; by source; and by space of gene vectors. A changed gene has
+        another symbol, a changed vector another text.
     references
         ``added``, ``replaced`` and ``removed``, by name.
     """
@@ -111,7 +99,7 @@ class DiffReport(Report):
     genes: list[Changed]
     descriptions: list[Changed]
     facts: list[Changed]
-    spaces: list[SpaceChange]
+    spaces: list[Changed]
     references: dict[str, list[str]]
     examples: list[Example]
 
@@ -130,17 +118,16 @@ class DiffReport(Report):
         both = ((self.old, self.old_command), (self.new, self.new_command))
         old, new = (f"{number} ({command})" if command else str(number) for number, command in both)
         lines = [f"from version {old} to {new}"]
-        lines += [f"genes, {c.line('renamed')}" for c in self.genes]
-        lines += [f"descriptions, {c.line()}" for c in self.descriptions]
-        lines += [f"facts, {c.line()}" for c in self.facts]
-        for space in self.spaces:
-            state = {"added": " (new)", "removed": " (dropped)"}.get(space.state, "")
-            lines.append(f"vectors{state}, {space.line('of changed texts')} ({space.backbone})")
+        for name, section in (
+            ("genes", self.genes),
+            ("descriptions", self.descriptions),
+            ("facts", self.facts),
+            ("vectors", self.spaces),
+        ):
+            lines += [f"{name}, {one.line()}" for one in section]
         lines += [f"references {how}: {', '.join(names)}" for how, names in self.references.items() if names]
         lines += ["nothing differs"] if self.same else []
-        lines += [line for example in self.examples for line in example.lines()]
-        # Texts come from files and services, so terminal codes are removed.
-        return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+        return _printable([*lines, *(line for example in self.examples for line in example.lines())])
 
 
 def diff(store: Path | str, old: int | str, new: int | str = "current", limit: int = 20) -> DiffReport:
@@ -166,21 +153,22 @@ def diff(store: Path | str, old: int | str, new: int | str = "current", limit: i
         )
     opened = Store(store)
     before, after = (opened.at(_number(opened, g)) for g in (old, new))
-    digests = [m and m.digest for m in (s.generation.manifest.knowledge for s in (before, after))]
-    tables = {name: _differing(before, after, name) for name in _TABLES} if digests[0] != digests[1] else {}
+    was, now = before.generation.manifest, after.generation.manifest
+    same = (was.knowledge and was.knowledge.digest) == (now.knowledge and now.knowledge.digest)
+    tables = {name: _differing(before, after, name) for name in _TABLES if not same}
     counts = {
         name: [
-            Changed(what=" ".join(map(str, g)), **_states(rows))
-            for g, rows in table.groupby(list(_TABLES[name][3]))
+            Changed(what=" ".join(map(str, group)), **_states(rows))
+            for group, rows in table.groupby(_TABLES[name][3])
         ]
         for name, table in tables.items()
     }
-    one, other = (s.generation.manifest.references for s in (before, after))
+    one, other = was.references, now.references
     return DiffReport(
         old=before.generation.number,
         new=after.generation.number,
-        old_command=before.generation.manifest.command,
-        new_command=after.generation.manifest.command,
+        old_command=was.command,
+        new_command=now.command,
         genes=counts.get("genes", []),
         descriptions=counts.get("descriptions", []),
         facts=counts.get("facts", []),
@@ -218,16 +206,14 @@ def _differing(before: Store, after: Store, name: str) -> pd.DataFrame:
     return _compared(_table(before, table, columns), _table(after, table, columns), keys, value)
 
 
-def _compared(old: pd.DataFrame, new: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
+def _compared(old: pd.DataFrame, new: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
     """Return the rows that differ: all columns, ``state``, and ``old`` and ``new`` values."""
-    both = old.merge(new, on=list(keys), how="outer", suffixes=("_old", "_new"), indicator="state")
+    both = old.merge(new, on=keys, how="outer", suffixes=("_old", "_new"), indicator="state")
     for column in set(old.columns) - {*keys, value}:
         both[column] = both[f"{column}_new"].fillna(both[f"{column}_old"])
     both = both.rename(columns={f"{value}_old": "old", f"{value}_new": "new"})
-    both["state"] = (
-        both["state"].astype(str).map({"left_only": "removed", "both": "changed", "right_only": "added"})
-    )
-    return both[(both["state"] != "changed") | (both["old"] != both["new"])].sort_values(list(keys))
+    both["state"] = both["state"].astype(str).map(_STATES)
+    return both[(both["state"] != "changed") | (both["old"] != both["new"])].sort_values(keys)
 
 
 def _states(table: pd.DataFrame) -> dict[str, int]:
@@ -259,67 +245,15 @@ def _examples(before: Store, after: Store, tables: dict[str, pd.DataFrame], limi
     return found
 
 
-def _spaces(before: Store, after: Store) -> list[SpaceChange]:
-    old, new = before.spaces(), after.spaces()
-    entries = [s.generation.manifest.spaces for s in (before, after)]
+def _spaces(before: Store, after: Store) -> list[Changed]:
+    columns, none = ["gene_id", "text_sha256"], pd.DataFrame(columns=["gene_id", "text_sha256"], dtype=object)
+    (old, was), (new, now) = ((s.spaces(), s.generation.manifest.spaces) for s in (before, after))
     found = []
-    for name in sorted(f for f in {*old, *new} if entries[0].get(f) != entries[1].get(f)):
-        one, other = old.get(name), new.get(name)
-        changes = _compared(_texts(one), _texts(other), ("gene_id",), "text_sha256")
-        found.append(
-            SpaceChange(
-                what=name,
-                backbone=(new.get(name) or old[name]).space.backbone,
-                state="added" if one is None else "removed" if other is None else "changed",
-                **_states(changes),
-            )
-        )
+    for name in sorted(f for f in {*old, *new} if was.get(f) != now.get(f)):
+        texts = [s[name].genes[columns].astype(str) if name in s else none for s in (old, new)]
+        what = f"{name} ({(new.get(name) or old[name]).space.backbone})"
+        found.append(Changed(what=what, **_states(_compared(*texts, ["gene_id"], "text_sha256"))))
     return found
-
-
-def _texts(stored: StoredSpace | None) -> pd.DataFrame:
-    columns = ["gene_id", "text_sha256"]
-    if stored is None:
-        return pd.DataFrame(columns=columns, dtype=object)
-    return stored.genes[columns].astype(str)
-
-
-#: Fields of two cards that are compared, and their names in the report.
-_FACTS = {
-    "license": "licence",
-    "species": "species",
-    "tissue": "tissue",
-    "assay": "assay",
-    "with_cells": "with cells",
-    "encoder": "encoder",
-    "n_genes": "genes of the cell space",
-    "embed_dim": "dimensions",
-    "held_out": "held out",
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "ece": "calibration error",
-    "scvec": "scvec",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelChange(Record):
-    """A label whose number of cells, recall on held-out cells, or term differs (0 cells if it is missing)."""
-
-    label: str
-    state: str
-    cells_before: int = 0
-    cells_after: int = 0
-    recall_before: float | None = None
-    recall_after: float | None = None
-
-    def line(self) -> str:
-        """Return it as text."""
-        shown = f"  {self.state} {self.label}: {self.cells_before:,} -> {self.cells_after:,} cells"
-        if self.recall_before != self.recall_after:
-            found = ("?" if r is None else f"{r:.0%}" for r in (self.recall_before, self.recall_after))
-            shown += f", {' -> '.join(found)} found"
-        return shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,31 +263,24 @@ class ReferenceDiff(Report):
     Attributes
     ----------
     facts
-        Differences of the cards: name -> (before, after).
+        Fields of the cards that differ: name -> (before, after).
     labels
-        Labels that were added, removed or changed.
+        Labels that were added, removed or changed: label -> entries of the cards (before, after), or None.
     genes_added, genes_removed
         Numbers of genes that only the new or only the old reference has measured.
-    sources_added, sources_removed
-        Citations.
     """
 
     old: str
     new: str
-    cells_before: int
-    cells_after: int
     facts: dict[str, tuple[Any, Any]]
-    labels: list[LabelChange]
+    labels: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None]]
     genes_added: int
     genes_removed: int
-    sources_added: list[str]
-    sources_removed: list[str]
 
     @property
     def same(self) -> bool:
         """True if nothing differs."""
-        counted = self.genes_added or self.genes_removed or self.cells_before != self.cells_after
-        return not (counted or self.facts or self.labels or self.sources_added or self.sources_removed)
+        return not (self.genes_added or self.genes_removed or self.facts or self.labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and ``same``."""
@@ -362,20 +289,21 @@ class ReferenceDiff(Report):
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
         lines = [f"from {self.old} to {self.new}"]
-        if self.cells_before != self.cells_after:
-            lines.append(f"cells: {self.cells_before:,} -> {self.cells_after:,}")
-        lines += [f"{name}: {_shown(a)} -> {_shown(b)}" for name, (a, b) in self.facts.items()]
+        lines += [f"{k.replace('_', ' ')}: {_shown(a)} -> {_shown(b)}" for k, (a, b) in self.facts.items()]
         if self.genes_added or self.genes_removed:
             lines.append(f"genes: {self.genes_added:,} added, {self.genes_removed:,} removed")
-        lines += [f"source added: {source}" for source in self.sources_added]
-        lines += [f"source removed: {source}" for source in self.sources_removed]
-        lines += ["labels:"] * bool(self.labels) + [label.line() for label in self.labels]
-        lines += ["nothing differs"] if self.same else []
-        return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+        for label, entries in self.labels.items():
+            counts = " -> ".join(f"{(entry or {}).get('cells') or 0:,}" for entry in entries)
+            found = ["?" if not e or e.get("recall") is None else f"{e['recall']:.0%}" for e in entries]
+            recall = f", {' -> '.join(found)} found" if len({*found}) > 1 else ""
+            lines.append(f"label {label}: {counts} cells{recall}")
+        return _printable([*lines, *(["nothing differs"] if self.same else [])])
 
 
 def _shown(value: Any) -> str:
-    return "not stated" if value in (None, "") else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    return "not stated" if value in (None, "") else f"{value:,}" if type(value) is int else str(value)
 
 
 def diff_references(store: Path | str, old: Path | str, new: Path | str) -> ReferenceDiff:
@@ -389,45 +317,22 @@ def diff_references(store: Path | str, old: Path | str, new: Path | str) -> Refe
         A pack is damaged.
     """
     (before, genes_before), (after, genes_after) = (_described(store, one) for one in (old, new))
-    facts = {
-        name: (getattr(before, key), getattr(after, key))
-        for key, name in _FACTS.items()
-        if getattr(before, key) != getattr(after, key)
-    }
+    names = [field.name for field in fields(Card) if field.name not in _OTHER]
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in names}
     was, now = ({str(label["label"]): label for label in card.labels} for card in (before, after))
-    labels = []
-    for label in dict.fromkeys([*was, *now]):
-        a, b = was.get(label), now.get(label)
-        if a != b:
-            labels.append(
-                LabelChange(
-                    label=label,
-                    state="added" if a is None else "removed" if b is None else "changed",
-                    cells_before=int((a or {}).get("cells") or 0),
-                    cells_after=int((b or {}).get("cells") or 0),
-                    recall_before=(a or {}).get("recall"),
-                    recall_after=(b or {}).get("recall"),
-                )
-            )
+    labels = {label: (was.get(label), now.get(label)) for label in dict.fromkeys([*was, *now])}
     return ReferenceDiff(
         old=str(old),
         new=str(new),
-        cells_before=before.n_cells,
-        cells_after=after.n_cells,
-        facts=facts,
-        labels=labels,
+        facts={name: (a, b) for name, (a, b) in pairs.items() if a != b},
+        labels={label: (a, b) for label, (a, b) in labels.items() if a != b},
         genes_added=len(genes_after - genes_before),
         genes_removed=len(genes_before - genes_after),
-        sources_added=[s for s in after.sources if s not in before.sources],
-        sources_removed=[s for s in before.sources if s not in after.sources],
     )
 
 
 def _described(store: Path | str, given: Path | str) -> tuple[Card, set[str]]:
     """Return the card and the genes of a reference of the store, or of a pack."""
-    from scvec.model.card import Card, card_of
-    from scvec.model.storage import genes_of
-
     if Path(given).suffix != ".scvec":
         stored = Store(store).reference(str(given))
         return card_of(stored), set(genes_of(stored))

@@ -15,8 +15,20 @@ from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import expanded
 from scvec.base.types import Progress, no_progress
-from scvec.model import metrics
 from scvec.model.annotation import Annotation
+from scvec.model.calibration import (
+    accuracy,
+    brier_score,
+    expected_calibration_error,
+    fpr_at_tpr,
+    macro_f1,
+    novelty_auroc,
+    on_lineage,
+    ontology_similarity,
+    reliability,
+    risk_coverage,
+    set_coverage,
+)
 from scvec.model.copies import HASH_COLUMN, cell_hashes, gene_keys
 from scvec.model.matching import match_genes
 from scvec.model.query_options import QueryOptions
@@ -29,7 +41,7 @@ from scvec.workflows.query import only_reference, query_one
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.celltypes.ontology import ClassOntology
+    from scvec.celltypes.terms import ClassOntology
     from scvec.ingest.cells.source import CellSource
     from scvec.model.annotation import Annotation
 
@@ -174,7 +186,7 @@ def _n_own(opened: Store, source: CellSource, options: QueryOptions) -> int:
 
 def _ontology(store: Path | str, annotation: Annotation) -> tuple[ClassOntology, dict[str, str]]:
     """Return the terms of the labels of the reference, and known terms of other names in the query."""
-    from scvec.celltypes.ontology import ClassOntology
+    from scvec.celltypes.terms import ClassOntology
 
     opened = Store(store)
     stored = opened.reference(str(annotation.parameters["reference"]))
@@ -205,20 +217,20 @@ def _scores(
     confidence, novelty = annotation.confidence[scored], annotation.novelty[scored]
     status, right = annotation.status[scored].astype(np.str_), truth == said
     found: dict[str, Any] = {
-        "accuracy": metrics.accuracy(truth[known], said[known]),
-        "macro_f1": metrics.macro_f1(truth[known], said[known]),
+        "accuracy": accuracy(truth[known], said[known]),
+        "macro_f1": macro_f1(truth[known], said[known]),
         "mean_confidence": _mean(confidence[known]),
-        "ece": metrics.expected_calibration_error(confidence[known], right[known]) if known.any() else None,
-        "brier": metrics.brier_score(confidence[known], right[known]),
-        "novelty_auroc": metrics.novelty_auroc(novelty, ~known),
-        "novelty_fpr_at_95_tpr": metrics.fpr_at_tpr(novelty, ~known),
+        "ece": expected_calibration_error(confidence[known], right[known]) if known.any() else None,
+        "brier": brier_score(confidence[known], right[known]),
+        "novelty_auroc": novelty_auroc(novelty, ~known),
+        "novelty_fpr_at_95_tpr": fpr_at_tpr(novelty, ~known),
         "false_novel": _mean(status[known] == "novel"),
         "true_novel": _mean(status[~known] == "novel"),
     }
     if annotation.sets is not None:
         sets = (annotation.sets[scored].astype(np.float32) @ merged) > 0
-        found["sets"] = {"coverage": coverage, **metrics.set_coverage(sets[known], code[known])}
-    curve = metrics.risk_coverage(confidence, right)
+        found["sets"] = {"coverage": coverage, **set_coverage(sets[known], code[known])}
+    curve = risk_coverage(confidence, right)
     points = np.unique(np.linspace(0, len(curve) - 1, N_POINTS).astype(np.int64))
     found["risk_coverage"] = [[float((i + 1) / len(curve)), float(curve[i])] for i in points]
     found["aurc"] = float(curve.mean())
@@ -231,7 +243,7 @@ def _scores(
         n_known=int(known.sum()),
         unknown_labels=_counts(truth[~known]),
         scores=found,
-        reliability=metrics.reliability(confidence[known], right[known]) if known.any() else [],
+        reliability=reliability(confidence[known], right[known]) if known.any() else [],
         status={
             str(s): {"share": float(np.mean(status == s)), "accuracy": _mean(right[status == s])}
             for s in np.unique(status)
@@ -281,9 +293,9 @@ def _against_ontology(
     if not len(truth) or not with_term.any():
         return {"ontology_accuracy": None, "ontology_similarity": None}
     true_terms, said_terms = ([terms.get(str(v), "") for v in side] for side in (truth, said))
-    related = metrics.on_lineage(true_terms, said_terms, tree.lineage) | (truth == said)
+    related = on_lineage(true_terms, said_terms, tree.lineage) | (truth == said)
     # A mean over only some labels would be too high, because labels with a term are the easy ones.
-    shared = metrics.ontology_similarity(true_terms, said_terms, tree.lineage) if with_term.all() else None
+    shared = ontology_similarity(true_terms, said_terms, tree.lineage) if with_term.all() else None
     return {
         "ontology_accuracy": float(related.mean()),
         "ontology_similarity": None if shared is None else float(shared.mean()),

@@ -8,18 +8,16 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
 from scvec.base.errors import InputError
 from scvec.base.results import Record, Report
 from scvec.base.species import species_key
-from scvec.base.types import Description
 from scvec.model.gene_vectors import gene_table
 from scvec.model.resolvers import GeneResolver, no_knowledge, stored_resolver
 from scvec.stores.knowledge.knowledge import KnowledgeBase
-from scvec.stores.store.reference_reader import StoredSpace
 from scvec.stores.store.store import Store
 
 __all__ = ["gene_info"]
@@ -39,8 +37,6 @@ class GeneText(Record):
         Provider and date of the text, or the number of tokens of a model.
     best
         True for the text that is encoded.
-    spaces
-        Fingerprints of the spaces with a vector of this text.
     """
 
     text: str
@@ -53,18 +49,16 @@ class GeneText(Record):
     prompt: str
     provenance: dict[str, Any]
     best: bool
-    spaces: list[str]
 
     def lines(self) -> list[str]:
         """Return it as lines of text."""
         who = " ".join(part for part in (self.source, self.source_version) if part)
         by = f", model {self.model}, prompt {self.prompt}" if self.model else ""
-        held = f"vector in {', '.join(self.spaces)}" if self.spaces else "no vector"
         mark = "*" if self.best else "-"
         lines = [
             f"{mark} {self.kind} text from {who}{by}, retrieved {self.retrieved_at or '?'}",
             *_wrapped(self.text, "    "),
-            f"    sha256 {self.sha256[:16]}, {held}",
+            f"    sha256 {self.sha256[:16]}",
         ]
         if self.provenance:
             lines += _wrapped("; ".join(_facts_lines(self.provenance)), "    ")
@@ -243,9 +237,9 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
         order = list(dict.fromkeys(gene_id for gene_ids in found.values() for gene_id in gene_ids))
         if not order:
             raise InputError("no gene has this name", _listed(unknown), _hint(near), code="unknown-gene")
-        vectors = _vectors(opened, kb, genes.loc[order])
+        vectors = _vectors(opened, kb, order)
         names_of = _names(kb, order)
-        known = [_gene(kb, genes.loc[g], wanted[g], names_of[g], *vectors[g]) for g in order]
+        known = [_gene(kb, genes.loc[g], wanted[g], names_of[g], vectors[g]) for g in order]
     notes = []
     if unknown:
         notes.append(f"unknown: {_listed(unknown)}; {_hint(near)}")
@@ -307,71 +301,26 @@ def _names(kb: KnowledgeBase, gene_ids: Sequence[str]) -> dict[str, dict[str, li
     return {g: {kind: sorted(found) for kind, found in kinds.items()} for g, kinds in names.items()}
 
 
-class _Texts:
-    """A few genes and descriptions with the interface of a knowledge base, for composing texts."""
-
-    def __init__(self, genes: pd.DataFrame, descriptions: Mapping[str, Description]) -> None:
-        self._genes = genes.reset_index(drop=True)
-        self._descriptions = descriptions
-
-    def genes(self) -> pd.DataFrame:
-        return self._genes
-
-    def descriptions(self, gene_ids: Sequence[str] | None = None) -> Mapping[str, Description]:
-        return self._descriptions
-
-
-_Key = tuple[str, str, str]
-
-
-def _key(description: Description) -> _Key:
-    return description.source, description.model, description.prompt
-
-
-def _vectors(
-    store: Store, kb: KnowledgeBase, genes: pd.DataFrame
-) -> dict[str, tuple[list[GeneVector], dict[_Key, list[str]]]]:
-    """Return for each gene its vectors, and the spaces with a vector of each of its texts."""
-    best = kb.descriptions(genes["gene_id"].tolist())
-    texts = {g: kb.all_descriptions(g) for g in genes["gene_id"]}
-    result: dict[str, tuple[list[GeneVector], dict[_Key, list[str]]]] = {g: ([], {}) for g in texts}
+def _vectors(store: Store, kb: KnowledgeBase, gene_ids: Sequence[str]) -> dict[str, list[GeneVector]]:
+    """Return the vectors of each gene."""
+    found: dict[str, list[GeneVector]] = {g: [] for g in gene_ids}
     for fingerprint, stored in store.spaces().items():
-        template = stored.space.template
-        for gene_id, held in _held(stored, list(texts)).items():
-            row = genes[genes["gene_id"] == gene_id]
-            now = _sha256(row, best.get(gene_id), template)
-            state = "unknown" if now is None else "current" if now == held else "older"
-            vectors, of_texts = result[gene_id]
-            vectors.append(
+        table = stored.genes[stored.genes["gene_id"].isin(gene_ids)].astype(str)
+        try:
+            now = gene_table(kb, table["gene_id"].tolist(), stored.space.template)["text_sha256"].tolist()
+        except InputError:  # the template is unknown
+            now = [None] * len(table)
+        for gene_id, held, current in zip(table["gene_id"], table["text_sha256"], now, strict=True):
+            found[gene_id].append(
                 GeneVector(
                     fingerprint=fingerprint,
                     backbone=stored.space.backbone,
-                    template=template,
+                    template=stored.space.template,
                     text_sha256=held,
-                    state=state,
+                    state="unknown" if current is None else "current" if current == held else "older",
                 )
             )
-            without = _sha256(row, None, template)  # equal if the template has names only
-            for text in texts[gene_id]:
-                if _sha256(row, text, template) == held != without:
-                    of_texts.setdefault(_key(text), []).append(fingerprint)
-    return result
-
-
-def _held(stored: StoredSpace, gene_ids: Sequence[str]) -> dict[str, str]:
-    table = stored.genes
-    table = table[table["gene_id"].isin(gene_ids)]
-    return dict(zip(table["gene_id"].astype(str), table["text_sha256"].astype(str), strict=True))
-
-
-def _sha256(row: pd.DataFrame, description: Description | None, template: str) -> str | None:
-    """Return the SHA-256 of the text of a gene and description; None if the template is unknown."""
-    gene_id = str(row["gene_id"].iloc[0])
-    one = _Texts(row, {} if description is None else {gene_id: description})
-    try:
-        return str(gene_table(cast("KnowledgeBase", one), [gene_id], template)["text_sha256"].iloc[0])
-    except InputError:
-        return None
+    return found
 
 
 def _gene(
@@ -380,11 +329,10 @@ def _gene(
     asked: str,
     names: Mapping[str, list[str]],
     vectors: list[GeneVector],
-    spaces: Mapping[_Key, list[str]],
 ) -> GeneInfo:
     gene_id = str(row["gene_id"])
     best = kb.descriptions([gene_id]).get(gene_id)
-    texts = sorted(kb.all_descriptions(gene_id), key=lambda d: best is None or _key(d) != _key(best))
+    texts = sorted(kb.all_descriptions(gene_id), key=lambda d: d != best)
     entrez = row["entrez_id"]
     return GeneInfo(
         asked=asked,
@@ -410,8 +358,7 @@ def _gene(
                 model=d.model,
                 prompt=d.prompt,
                 provenance=_json(d.provenance),
-                best=best is not None and _key(d) == _key(best),
-                spaces=spaces.get(_key(d), []),
+                best=d == best,
             )
             for d in texts
         ],

@@ -12,39 +12,27 @@ import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError, _Unpickler
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from scvec.base.errors import InputError, ResourceError, unreadable
 from scvec.base.resources import parse_memory
 from scvec.base.results import IN_EARNEST, NextStep, Record, Report, human_bytes
-from scvec.base.species import known_species, species_key
+from scvec.base.species import species_key, species_named
 from scvec.base.types import Description, Float32, Progress, Space, Species, no_progress, text_sha256
-from scvec.ingest.sources.facts import (
-    clean_summary,
-    provenance_json,
-    text_field,
-)
+from scvec.ingest.sources.facts import clean_summary, provenance_json, text_field
 from scvec.model.resolvers import GeneResolver, ensure_knowledge, resolver_of
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.store import Store
 from scvec.stores.store.transaction import Transaction
 
-__all__ = [
-    "LegacyEntry",
-    "LegacyMatch",
-    "LegacyReport",
-    "import_legacy",
-    "load_plain",
-    "match_entries",
-    "read_legacy",
-]
+__all__ = ["LegacyRecord", "LegacyReport", "import_legacy", "load_plain", "match_records", "read_legacy"]
 
 _ALLOWED = b".(012NIJKMLFGSTUVXBCt)]}adelsughjpqrcRb" + bytes([0x80, *range(0x85, 0x92), *range(0x93, 0x97)])
 _PLAIN = (type(None), bool, int, float, str, bytes, list, tuple, set, frozenset, dict, np.ndarray)
@@ -190,8 +178,7 @@ def load_plain(path: Path, *, memory: str | int | None = None) -> Any:
         ) from error
 
 
-_FIX = "give JSON or CSV (also .gz) or a pickle, of texts or vectors by gene; see docs/genes.md"
-#: Memory per byte of JSON or CSV after parsing, in bytes, and largest dimension of a vector.
+# Memory per byte of JSON or CSV after parsing, in bytes, and largest dimension of a vector.
 _PER_BYTE, _MAX_DIM = 8, 65_536
 # Field names, in lower case with "_" for spaces.
 _SYMBOLS = ("official_symbol", "gene_symbol", "gene_name", "symbol")
@@ -200,75 +187,39 @@ _ENTREZ = ("entrez_id", "gene_id", "geneid", "ncbi_id", "_id")
 _FIELDS = {*_SYMBOLS, *_VECTORS, "organism", "species", "summary", "gpt_summary", "error"}
 _IDS = re.compile(r"\b(?:HGNC:\d+|MGI:\d+|ENS(?:MUS)?G\d{11})(?!\d)")
 _NAMED = re.compile(r"Gene Symbol ([A-Za-z][\w.-]{1,30}) ")
-_SPECIES: dict[Species, tuple[str, str]] = {
-    key: (one.scientific.lower(), key) for key, one in known_species().items() if one.default
-}
-#: Rank of each kind of match; a lower rank identifies a gene better. Other matches are guesses, not used
-#: here.
-_WAYS = (("symbol",), ("id", "ensembl", "entrez"), ("previous",), ("alias",), ("composite",), ("case",))
-_RANK = {way: rank for rank, ways in enumerate(_WAYS) for way in ways}
+#: Kinds of matches, the best first. Other matches are guesses, not used here.
+_KINDS = ("symbol", "id", "ensembl", "entrez", "previous", "alias", "composite", "case")
+#: Number of skipped records of each kind that the report lists.
+EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class LegacyEntry:
-    """A record of a file: a text, or a (dim,) float32 vector.
+class LegacyRecord:
+    """A text, or a (dim,) float32 vector, with the symbol and ids of its gene.
 
-    ``symbol`` and ``ids`` name its gene. Ids are ``HGNC:n``, ``MGI:n``, Ensembl, ``entrez:n``, or the symbol
-    at the start of the text. ``group`` is the part of the file, if it has several.
+    ``group`` is the part of the file, if it has several.
     """
 
-    key: str
     symbol: str
+    value: str | Float32
     ids: tuple[str, ...] = ()
     species: Species | None = None
     group: str = ""
-    text: str = ""
     by_model: bool = False
-    vector: Float32 | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def shown(self) -> str:
-        """Group and symbol, and also the key if it differs."""
-        name = self.key if self.symbol in ("", self.key) else f"{self.symbol} ({self.key})"
-        return f"{self.group}/{name}" if self.group else name
-
-
-@dataclass(frozen=True, slots=True)
-class LegacyFile:
-    """The records of a file: all texts, or all vectors of one dimension.
-
-    Attributes
-    ----------
-    kind
-        ``scinterpreter`` (records with fields) or ``genept`` (by symbol).
-    sha256
-        SHA-256 of the file.
-    dim
-        Dimension of the vectors; 0 for texts.
-    refused
-        Key -> reason why its record cannot be used.
-    """
-
-    path: Path
-    kind: str
-    sha256: str
-    dim: int
-    entries: tuple[LegacyEntry, ...]
-    refused: dict[str, str]
-
-    @property
-    def n_records(self) -> int:
-        """Number of records read, including refused records."""
-        return len(self.entries) + len(self.refused)
+    def dim(self) -> int:
+        """Dimension of the vector; 0 for a text."""
+        return 0 if isinstance(self.value, str) else len(self.value)
 
 
 class _UnusableError(ValueError):
     """A record cannot be used; the message is the reason."""
 
 
-def read_legacy(path: Path | str, *, memory: str | int | None = None) -> LegacyFile:
-    """Read and check the records of a JSON, CSV (also .gz) or pickle file.
+def read_legacy(path: Path | str, *, memory: str | int | None = None) -> dict[str, LegacyRecord | str]:
+    """Return key -> record of a JSON, CSV (also .gz) or pickle file, or the reason why it cannot be used.
 
     Raises
     ------
@@ -279,82 +230,65 @@ def read_legacy(path: Path | str, *, memory: str | int | None = None) -> LegacyF
     """
     path = Path(path)
     try:
-        with path.open("rb") as raw:
-            sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
         values = _values(path, memory)
     except (EOFError, OSError, ValueError, RecursionError, csv.Error, zlib.error) as error:
         raise unreadable(error, path, "the file", "check the path, or get the file again") from error
-    if not isinstance(values, dict):
-        what = f"the file contains a {type(values).__name__} instead of a table by gene"
-        raise InputError(what, str(path), _FIX, code="wrong-format")
-    records = [v for v in values.values() if isinstance(v, dict) and v]
-    with_fields = sum(any(_field(k) in _FIELDS for k in v) for v in records)
-    pages = 2 * with_fields > len(records)
+    inner = list(values.values()) if isinstance(values, dict) else []
     # A file of GenePT may have several named sets of texts.
-    grouped = {} if pages else {k: v for k, v in values.items() if isinstance(v, dict)}
-    flat = [("", k, v) for k, v in values.items() if k not in grouped]
-    flat += [(str(g), k, v) for g, inner in grouped.items() for k, v in inner.items()]
-    taken: list[LegacyEntry] = []
-    refused: dict[str, str] = {}
-    for group, key, value in ((g, str(k), v) for g, k, v in flat):
-        try:
-            taken.append(_page(key, value) if pages else _plain(group, key, value))
-        except _UnusableError as error:
-            refused[f"{group}/{key}" if group else key] = str(error)
-    entries, dim = _alike(path, taken, refused)
-    if not entries:
-        key, why = next(iter(refused.items()), ("", ""))
-        what = "neither texts nor vectors of genes" if refused else "no records of genes"
-        where = f"{path}, record {key!r}: {why}" if refused else str(path)
-        raise InputError(
-            f"the file contains {what}", where, "docs/genes.md describes the formats", code="wrong-format"
-        )
-    return LegacyFile(path, "scinterpreter" if pages else "genept", sha256, dim, tuple(entries), refused)
+    grouped = all(isinstance(v, dict) and not _FIELDS & {*map(_field, v)} for v in inner)
+    records: dict[str, LegacyRecord | str] = {}
+    for group, items in values.items() if inner and grouped else [("", values if inner else {})]:
+        for key, value in items.items():
+            shown = f"{group}/{key}" if group else str(key)
+            try:
+                records[shown] = _record(str(group), str(key), value)
+            except _UnusableError as error:
+                records[shown] = str(error)
+    usable = [r for r in records.values() if isinstance(r, LegacyRecord)]
+    dim = Counter(r.dim for r in usable).most_common(1)[0][0] if usable else 0
+    for what, wrong in (
+        ("the file has neither texts nor vectors of genes", not usable),
+        ("the file has several sets of vectors", dim and len({r.group for r in usable}) > 1),
+    ):
+        if wrong:
+            key, why = next(((k, v) for k, v in records.items() if isinstance(v, str)), ("", ""))
+            where = f"{path}, record {key!r}: {why}" if key else str(path)
+            raise InputError(what, where, "docs/genes.md describes the formats", code="wrong-format")
+    for key, record in records.items():
+        if isinstance(record, LegacyRecord) and record.dim != dim:
+            records[key] = f"it has {record.dim:,} dimensions, most have {dim:,} (0: a text)"
+    return records
 
 
 def _values(path: Path, memory: str | int | None) -> Any:
-    """Return the values of a file; of a key that stands there twice, the last."""
+    """Return the values of a file; the last value of a repeated key."""
     name = path.name.lower().removesuffix(".gz")
+    limit = parse_memory(memory) // _PER_BYTE
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
     with gzip.open(path) if packed else path.open("rb") as file:
         head = file.read(512)
-        if name.endswith((".pkl", ".pickle", ".p")) or head.startswith(b"\x80"):
-            if packed:
-                fix = f"unpack it: gunzip {path.name}"
-                raise InputError("the pickle is in a gzip file", str(path), fix, code="wrong-format")
-            return load_plain(path, memory=memory)
-        limit = parse_memory(memory) // _PER_BYTE
-        content = head + file.read(limit)
+        is_pickle = name.endswith((".pkl", ".pickle", ".p")) or head.startswith(b"\x80")
+        content = b"" if is_pickle else head + file.read(limit)
+    if is_pickle and not packed:
+        return load_plain(path, memory=memory)
     if len(content) > limit:
-        size, needed = human_bytes(limit), human_bytes(limit * _PER_BYTE)
-        what = f"the file is larger than {size} and may need {needed} of memory"
+        what = f"the file is larger than {human_bytes(limit)}"
         raise ResourceError(what, str(path), "raise --memory, or split the file")
-    is_json = name.endswith(".json") or head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
-    if not is_json and not name.endswith((".csv", ".tsv", ".txt")):
-        raise InputError("scvec does not read files of this format", str(path), _FIX, code="wrong-format")
+    if name.endswith(".json") or head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{"):
+        return json.loads(content.decode("utf-8-sig"))
+    if is_pickle or not name.endswith((".csv", ".tsv", ".txt")):
+        what, fix = "scvec does not read files of this format", "give JSON, CSV (also .gz) or a pickle"
+        raise InputError(what, str(path), f"{fix}; see docs/genes.md", code="wrong-format")
     text = content.decode("utf-8-sig")
-    return json.loads(text) if is_json else _csv(text, path)
-
-
-def _csv(text: str, path: Path) -> dict[str, Any]:
-    """Return key -> vector; None for a row without a vector."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text else ",")
     values: dict[str, Any] = {}
-    first = text.partition("\n")[0]
-    delimiter = "\t" if first.count("\t") > first.count(",") else ","
-    for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1):
-        if number == 1 and len(cells) < 3:
-            raise InputError("the table has no numeric columns", f"{path}, line 1", _FIX, code="wrong-format")
-        vector = None
+    for key, *cells in filter(None, rows):
         try:
-            vector = np.array(cells[1:], dtype=np.float32)
+            values[key] = np.array(cells, dtype=np.float32)
         except ValueError:
-            if number == 1:
-                continue  # a header of column names
-        if number == 1 and np.array_equal(vector, np.arange(len(cells) - 1)):  # type: ignore[arg-type]
-            continue  # a header of column numbers, as pandas writes
-        if cells:
-            values[cells[0]] = vector if len(cells) > 2 else None
+            values |= {key: None} if values else {}  # the first row may be a header
+    values.pop("", None)  # a header of column numbers, as pandas writes
     return values
 
 
@@ -362,50 +296,34 @@ def _field(name: object) -> str:
     return str(name).strip().lower().replace(" ", "_")
 
 
-def _plain(group: str, key: str, value: Any) -> LegacyEntry:
-    """Return a record of GenePT: a text or a vector under a symbol."""
-    symbol = text_field(key, 100)
-    if not isinstance(value, str):
-        return LegacyEntry(key, symbol, group=group, vector=_vector(value))
-    text, provenance = clean_summary(value)
-    if not text:
-        raise _UnusableError("its text is empty")
-    # The symbol in the text is newer than the key, which may be ambiguous by now (QARS is QARS1 or EPRS1).
-    named = _NAMED.match(text)
-    ids = (named[1],) if named else ()
-    return LegacyEntry(key, symbol, ids, group=group, text=text, provenance=provenance)
-
-
-def _page(key: str, value: Any) -> LegacyEntry:
-    """Return a record of scInterpreter: the fields of a page, or a vector with the name of its gene."""
-    if not isinstance(value, dict) or not value:
-        raise _UnusableError("it is empty" if isinstance(value, dict) else "it is not a record with fields")
-    fields = {_field(k): v for k, v in value.items()}
+def _record(group: str, key: str, value: Any) -> LegacyRecord:
+    """Return a record: the fields of a page (scInterpreter), or a value under a symbol (GenePT)."""
+    plain = {"symbol": key, "summary" if isinstance(value, str) else "vector": value}
+    fields = {_field(k): v for k, v in value.items()} if isinstance(value, dict) else plain
     symbol = next((s for n in _SYMBOLS if (s := text_field(fields.get(n), 100))), "")
-    organism = text_field(fields.get("organism", fields.get("species")), 200).lower()
-    species = next((s for s, starts in _SPECIES.items() if organism.startswith(starts)), None)
+    symbol = re.sub(r"(?is)\s*provided\s*by.*$", "", symbol)
+    organism = text_field(fields.get("organism", fields.get("species")), 200)
+    species = species_named(organism.partition("(")[0])
     if organism and species is None:
         raise _UnusableError("its species is not known")
     links = " ".join(text_field(fields.get(n), 4000) for n in ("primary_source", "see_related", "ensembl_id"))
     numbers = (text_field(fields.get(n), 20) for n in _ENTREZ)
     ids = [*_IDS.findall(links), *(f"entrez:{n}" for n in numbers if n.isascii() and n.isdigit())]
-    symbol = re.sub(r"(?is)\s*provided\s*by.*$", "", symbol)
-    entry = LegacyEntry(key, symbol, tuple(dict.fromkeys(ids)), species)
-    for name in _VECTORS:
-        if fields.get(name) is not None:
-            return replace(entry, vector=_vector(fields[name]))
+    for name in (n for n in _VECTORS if fields.get(n) is not None):
+        return LegacyRecord(symbol, _vector(fields[name]), tuple(dict.fromkeys(ids)), species, group)
     for name in ("summary", "gpt_summary"):
         text, provenance = clean_summary(fields.get(name))
+        # The symbol in a text is newer than its key, which may be ambiguous by now (QARS is QARS1 or EPRS1).
+        ids += _NAMED.findall(text)[:1]
         if text:
-            return replace(entry, text=text, provenance=provenance, by_model=name != "summary")
-    raise _UnusableError("it has no summary")
+            by_model = name != "summary"
+            return LegacyRecord(symbol, text, (*dict.fromkeys(ids),), species, group, by_model, provenance)
+    raise _UnusableError("it has neither a text nor a vector")
 
 
 def _vector(value: Any) -> Float32:
     """Return a value as (dim,) float32."""
-    if isinstance(value, list | tuple):
-        if not value or not set(map(type, value)) <= {int, float}:
-            raise _UnusableError("its value is neither a text nor a list of numbers")
+    if isinstance(value, list | tuple) and value and set(map(type, value)) <= {int, float}:
         try:
             value = np.array(value, dtype=np.float64)
         except OverflowError:
@@ -417,148 +335,72 @@ def _vector(value: Any) -> Float32:
         raise _UnusableError(f"its vector has the shape {value.shape}")
     with np.errstate(over="ignore"):
         vector: Float32 = value.astype(np.float32)
-    if not np.isfinite(vector).all():
-        raise _UnusableError("its vector contains NaN or infinity")
-    if not vector.any():
-        raise _UnusableError("its vector is zero")
+    if not np.isfinite(vector).all() or not vector.any():
+        raise _UnusableError("its vector is zero, or contains NaN or infinity")
     return vector
 
 
-def _alike(
-    path: Path, taken: Sequence[LegacyEntry], refused: dict[str, str]
-) -> tuple[list[LegacyEntry], int]:
-    """Return the majority of the records, and the length of their vectors. Others go to ``refused``."""
-    sizes = Counter(len(entry.vector) for entry in taken if entry.vector is not None)
-    dim = 0 if 2 * sizes.total() <= len(taken) else sizes.most_common(1)[0][0]
-    groups = sorted({entry.group for entry in taken if entry.vector is not None})
-    if dim and len(groups) > 1:
-        what = f"the file contains several sets of vectors ({', '.join(groups[:5])})"
-        raise InputError(what, str(path), "write each set into its own file", code="wrong-format")
-    entries: list[LegacyEntry] = []
-    for entry in taken:
-        length = 0 if entry.vector is None else len(entry.vector)
-        if length == dim:
-            entries.append(entry)
-        elif not length or not dim:
-            refused[entry.key] = "it is a text among vectors" if dim else "it is a vector among texts"
-        else:
-            refused[entry.key] = f"its vector has {length:,} dimensions, most have {dim:,}"
-    return entries, dim
+#: Group of a file -> gene id -> key and record.
+_Genes: TypeAlias = dict[str, dict[str, tuple[str, LegacyRecord]]]
 
 
-@dataclass
-class LegacyMatch:
-    """Genes of the records of a file.
-
-    Attributes
-    ----------
-    species
-        Species of the records that name none.
-    genes
-        Group -> gene id -> record.
-    left
-        Record -> the reason why it was not used (``unknown``, ``ambiguous``, ``refused`` or ``repeated``),
-        and more about it.
-    """
-
-    species: Species
-    genes: dict[str, dict[str, LegacyEntry]] = field(default_factory=dict)
-    left: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    @property
-    def n_matched(self) -> int:
-        """Number of records with a gene."""
-        return sum(map(len, self.genes.values()))
-
-    def why(self, reason: str) -> dict[str, str]:
-        """Return the records that were not used for one reason, and more about each."""
-        return {record: more for record, (why, more) in self.left.items() if why == reason}
-
-
-def match_entries(
-    entries: Sequence[LegacyEntry],
+def match_records(
+    records: Mapping[str, LegacyRecord | str],
     resolver: GeneResolver,
     gene_ids: Collection[str],
-    species: Species | str = "auto",
-) -> LegacyMatch:
+    species: str = "auto",
+) -> tuple[_Genes, dict[str, tuple[str, str]]]:
     """Find the gene of each record by its names, never by its position in the file.
 
-    If a record has a symbol and ids, both must name the same gene. If several records name one gene, the
-    record with the official symbol is used, then one with a previous symbol, then one with an alias. Ties go
-    to the first record.
+    Symbol and ids must name one gene. If several records name it, the one with the official symbol is used,
+    then one with a previous symbol, then one with an alias. ``species`` is that of records that name none.
 
-    Parameters
-    ----------
-    gene_ids
-        All genes of the knowledge base.
-    species
-        Species of records that name none: ``human``, ``mouse``, or ``auto`` for the species of most symbols.
+    Returns
+    -------
+    genes
+        Group -> gene id -> key and record.
+    skipped
+        Key -> ``unknown``, ``ambiguous``, ``refused`` or ``repeated``, and why.
     """
-    silent = [e.symbol for e in entries if e.species is None and e.symbol]
-    match = LegacyMatch(resolver.resolve(silent, species).species)
-    known = frozenset(gene_ids)
-    ranks: dict[tuple[str, str], int] = {}
-    for one in dict.fromkeys(e.species or match.species for e in entries):
-        group = [e for e in entries if (e.species or match.species) == one]
-        if one not in resolver.species:  # its genes are not loaded, so none is known
-            match.left |= {e.shown: ("unknown", "") for e in group}
+    skipped = {key: ("refused", why) for key, why in records.items() if isinstance(why, str)}
+    usable = {key: record for key, record in records.items() if isinstance(record, LegacyRecord)}
+    silent = [r.symbol for r in usable.values() if r.species is None and r.symbol]
+    default = resolver.resolve(silent, species).species
+    matched = []
+    for one in dict.fromkeys(r.species or default for r in usable.values()):
+        group = {key: r for key, r in usable.items() if (r.species or default) == one}
+        if one not in resolver.species:  # its genes are not loaded
+            skipped |= dict.fromkeys(group, ("unknown", ""))
             continue
-        # Numbers look like Entrez ids, but are token ids.
-        symbols = [e.symbol for e in group if not re.fullmatch(r"[\d.\s]*", e.symbol)]
-        by_symbol = _genes_of(resolver, symbols, one, frozenset())
-        by_id = _genes_of(resolver, [i for e in group for i in e.ids], one, known)
-        for entry in group:
-            genes, rank = by_symbol.get(entry.symbol, ((), 1))
-            gene_id, left = _decided(entry, genes, {g for i in entry.ids for g in by_id.get(i, ((), 0))[0]})
-            if gene_id is None:
-                match.left[entry.shown] = left
-                continue
-            taken = match.genes.setdefault(entry.group, {})
-            at, rank = (entry.group, gene_id), rank if gene_id in genes else 1
-            first, last = taken.get(gene_id, entry), entry
-            if rank < ranks.get(at, 99):
-                first, last, ranks[at] = entry, first, rank
-            taken[gene_id] = first
-            if first is not last:
-                match.left[last.shown] = "repeated", f"as {first.shown}"
-    return match
-
-
-def _genes_of(
-    resolver: GeneResolver, names: Iterable[str], species: Species, known: Collection[str]
-) -> dict[str, tuple[tuple[str, ...], int]]:
-    """Return name -> (genes, rank of the match). ``known`` gene ids match themselves."""
-    names = list(dict.fromkeys(names))
-    found = resolver.resolve(names, species)
-    genes: dict[str, tuple[tuple[str, ...], int]] = {}
-    for name, gene_id, how in zip(names, found.gene_ids, found.how, strict=True):
-        if name in known:
-            genes[name] = (name,), 1
-        elif how == "ambiguous" and not known:
-            genes[name] = found.ambiguous[name], 1
-        elif gene_id is not None and how in _RANK:
-            genes[name] = (gene_id,), _RANK[how]
-    return genes
-
-
-def _decided(
-    entry: LegacyEntry, by_symbol: tuple[str, ...], by_id: set[str]
-) -> tuple[str | None, tuple[str, str]]:
-    """Return the gene of a record; None and why there is none."""
-    if len(by_id) > 1:
-        return None, ("refused", f"its names belong to several genes ({', '.join(sorted(by_id))})")
-    if by_id and by_symbol and not by_id & {*by_symbol}:
-        named = f"{entry.symbol} is {' or '.join(by_symbol)}, {' and '.join(entry.ids)} is {min(by_id)}"
-        return None, ("refused", named)
-    if not by_id and len(by_symbol) > 1:
-        return None, ("ambiguous", " or ".join(by_symbol))
-    if not by_id and not by_symbol:
-        return None, ("unknown", "")
-    return min(by_id or by_symbol), ("", "")
-
-
-#: Number of records of each kind that the report lists.
-EXAMPLES = 5
+        found = resolver.resolve([name for r in group.values() for name in (r.symbol, *r.ids)], one)
+        names = dict(zip(found.names, zip(found.gene_ids, found.how, strict=True), strict=True))
+        for key, record in group.items():
+            at, how = names[record.symbol]
+            # Numbers look like Entrez ids, but are token ids.
+            used = how in _KINDS and not re.fullmatch(r"[\d.\s]*", record.symbol)
+            symbol = {at} if used else {*found.ambiguous.get(record.symbol, ())}
+            ids = {i if i in gene_ids else names[i][0] for i in record.ids}
+            ids -= {
+                None,
+                *(names[i][0] for i in record.ids if i not in gene_ids and names[i][1] not in _KINDS),
+            }
+            genes = ids or symbol
+            if len(ids) > 1 or (ids and symbol and not ids & symbol):
+                named = f"{record.symbol}: {', '.join(sorted(symbol)) or '?'}; ids: {', '.join(sorted(ids))}"
+                skipped[key] = "refused", f"its names belong to several genes ({named})"
+            elif len(genes) > 1:
+                skipped[key] = "ambiguous", " or ".join(sorted(genes))
+            elif not genes:
+                skipped[key] = "unknown", ""
+            else:
+                rank = _KINDS.index(how) if used else 1
+                matched.append((rank, min(genes), key, record))
+    genes_of: _Genes = {}
+    for _, gene, key, record in sorted(matched, key=lambda one: one[0]):
+        first, _ = genes_of.setdefault(record.group, {}).setdefault(gene, (key, record))
+        if first != key:
+            skipped[key] = "repeated", f"as {first}"
+    return genes_of, skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -567,43 +409,32 @@ class LegacyFileReport(Record):
 
     Attributes
     ----------
-    kind, holds
-        ``scinterpreter`` or ``genept``; ``texts`` or ``vectors``.
-    read, matched, ambiguous, unknown, refused, repeated
-        Number of records read; imported; with an ambiguous name; without a known gene; damaged or with
-        contradictory names; and for a gene of an earlier record.
+    read, matched, skipped
+        Number of records read, imported, and skipped: ``unknown`` genes, ``ambiguous`` names, ``refused``
+        (damaged, or names of several genes), and ``repeated`` genes.
     examples
-        The first few records of each kind, with the reason.
+        The first skipped records of each kind, with reasons.
     space, dim
-        Fingerprint and dimension of the new space of vectors.
+        Fingerprint and dimension of the new space of vectors; empty and 0 for texts.
     """
 
     name: str
     file: str
-    kind: str
-    holds: str
-    species: str
     read: int
     matched: int
-    ambiguous: int
-    unknown: int
-    refused: int
-    repeated: int
+    skipped: dict[str, int]
     examples: dict[str, list[str]]
     space: str = ""
     dim: int = 0
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
-        size = f" of {self.dim:,} dimensions" if self.dim else ""
-        lines = [
-            f"{self.file}: {self.holds}{size} ({self.kind}), {self.matched:,} of {self.read:,} imported; "
-            f"{self.unknown:,} unknown, {self.ambiguous:,} ambiguous, {self.refused:,} refused, "
-            f"{self.repeated:,} repeated"
-        ]
-        for why, shown in self.examples.items():
-            more = getattr(self, why) - len(shown)
-            lines.append(f"  {why}: {'; '.join(shown)}{f'; and {more:,} more' if more > 0 else ''}")
+        what = f"vectors of {self.dim:,} dimensions" if self.dim else "texts"
+        counts = ", ".join(f"{n:,} {kind}" for kind, n in self.skipped.items())
+        lines = [f"{self.file}: {what}, {self.matched:,} of {self.read:,} imported; {counts}"]
+        for kind, shown in self.examples.items():
+            more = self.skipped[kind] - len(shown)
+            lines.append(f"  {kind}: {'; '.join(shown)}{f'; and {more:,} more' if more > 0 else ''}")
         if self.space:
             use = f"scvec ingest cells REF --backbone stored:{self.name}"
             lines.append(f"  space {self.space}, backbone legacy:{self.name}: {use}")
@@ -678,19 +509,41 @@ def import_legacy(
         kb = txn.open_knowledge()
         ensure_knowledge(kb, progress=progress)
         resolver, gene_ids = resolver_of(kb), set(kb.genes()["gene_id"])
-        for number, (path, called) in enumerate(zip(files, names, strict=True)):
+        for number, (path, called) in enumerate(zip(map(Path, files), names, strict=True)):
             progress("reading files", number, len(files))
-            file = read_legacy(path, memory=memory)
-            match = match_entries(file.entries, resolver, gene_ids, species)
-            space = None
-            if not match.n_matched:
-                known = "no gene is known, so nothing was imported; check --species"
-                notes.append(f"warning: {file.path.name}: {known}")
-            elif not file.dim:
-                kb.upsert_descriptions(_descriptions(file, match, called))
+            records = read_legacy(path, memory=memory)
+            genes, skipped = match_records(records, resolver, gene_ids, species)
+            with path.open("rb") as raw:
+                sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
+            dim = max(r.dim for r in records.values() if isinstance(r, LegacyRecord))
+            space = ""
+            if not genes:
+                notes.append(
+                    f"warning: {path.name}: no gene is known, so nothing was imported; check --species"
+                )
+            elif dim:
+                space = _put_vectors(txn, kb, genes[""], called, sha256)
             else:
-                space = _put_vectors(txn, kb, file, match, called)
-            reports.append(_report(file, match, called, space))
+                kb.upsert_descriptions(
+                    _descriptions(genes, called, {"file": path.name, "file_sha256": sha256})
+                )
+            shown: dict[str, list[str]] = {
+                kind: [] for kind in ("unknown", "ambiguous", "refused", "repeated")
+            }
+            for key, (kind, why) in skipped.items():
+                shown[kind].append(f"{key}: {why}" if why else key)
+            reports.append(
+                LegacyFileReport(
+                    name=called,
+                    file=path.name,
+                    read=len(records),
+                    matched=len(records) - len(skipped),
+                    skipped={kind: len(keys) for kind, keys in shown.items()},
+                    examples={kind: keys[:EXAMPLES] for kind, keys in shown.items() if keys},
+                    space=space,
+                    dim=dim,
+                )
+            )
         progress("reading files", len(files), len(files))
         generation = "" if dry_run else str(txn.commit().number)
         notes += txn.notes
@@ -699,34 +552,29 @@ def import_legacy(
 
 
 def _names(files: Sequence[Path | str], name: str | None) -> list[str]:
-    if not files:
-        raise InputError("no file was given", "FILE", "give at least one file", code="usage")
-    if name is not None and len(files) > 1:
-        what = "several files cannot have one name"
-        raise InputError(what, "--name", "import them one at a time", code="usage")
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        fix = "use letters, digits, dots, dashes and underscores"
-        raise InputError(f"{name!r} is not a valid name", "--name", fix, code="bad-name")
+    """Return the name of each file: a part of a backbone's name, so it must be plain."""
     stems = [Path(file).name.lower().removesuffix(".gz").rsplit(".", 1)[0] for file in files]
     names = [name or re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-.")[:100] or "file" for stem in stems]
     if len(set(names)) < len(names):
         fix = "import them one at a time, with --name"
         raise InputError("two files would get the same name", ", ".join(names), fix, code="bad-name")
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        fix = "use letters, digits, dots, dashes and underscores"
+        raise InputError(f"{name!r} is not a valid name", "--name", fix, code="bad-name")
     return names
 
 
 def _put_vectors(
-    txn: Transaction, kb: KnowledgeBase, file: LegacyFile, match: LegacyMatch, name: str
-) -> Space:
-    """Store the vectors of a file as a new space and return it."""
-    (genes,) = match.genes.values()
+    txn: Transaction, kb: KnowledgeBase, genes: dict[str, tuple[str, LegacyRecord]], name: str, sha256: str
+) -> str:
+    """Store vectors as a new space and return its fingerprint."""
     ids = sorted(genes)
-    vectors = np.stack([np.asarray(genes[g].vector, np.float32) for g in ids])
+    vectors = np.stack([np.asarray(genes[g][1].value, np.float32) for g in ids])
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     space = Space(
         backbone=f"legacy:{name}",
         revision="unknown",
-        weights_sha256=file.sha256,
+        weights_sha256=sha256,
         template="unknown",
         pooling="unknown",
         dim=vectors.shape[1],
@@ -734,48 +582,23 @@ def _put_vectors(
     )
     table = kb.genes().set_index("gene_id").loc[ids, ["species", "symbol"]].reset_index()
     # The text is unknown, so a hash of the record replaces the hash of the text.
-    table["text_sha256"] = [text_sha256(f"legacy:{file.sha256}:{g}") for g in ids]
+    table["text_sha256"] = [text_sha256(f"legacy:{sha256}:{g}") for g in ids]
     txn.put_space(space, table, vectors)
-    return space
+    return space.fingerprint
 
 
-def _descriptions(file: LegacyFile, match: LegacyMatch, name: str) -> list[Description]:
-    origin = {"file": file.path.name, "file_sha256": file.sha256}
+def _descriptions(genes: _Genes, name: str, origin: dict[str, str]) -> list[Description]:
     return [
         Description(
             gene_id=gene_id,
-            text=entry.text,
+            text=str(record.value),
             source=f"legacy:{name}/{group}" if group else f"legacy:{name}",
-            source_version=str(entry.provenance.get("provided_at", "")) or file.path.name,
+            source_version=str(record.provenance.get("provided_at", "")) or origin["file"],
             retrieved_at="",  # unknown, so any text with a date counts as newer
-            kind="llm" if entry.by_model else "human",
-            model="unknown" if entry.by_model else "",
-            provenance=provenance_json({**entry.provenance, **origin, "key": entry.key}),
+            kind="llm" if record.by_model else "human",
+            model="unknown" if record.by_model else "",
+            provenance=provenance_json({**record.provenance, **origin, "key": key.removeprefix(f"{group}/")}),
         )
-        for group, genes in match.genes.items()
-        for gene_id, entry in genes.items()
+        for group, found in genes.items()
+        for gene_id, (key, record) in found.items()
     ]
-
-
-def _report(file: LegacyFile, match: LegacyMatch, name: str, space: Space | None) -> LegacyFileReport:
-    left = {why: match.why(why) for why in ("unknown", "ambiguous", "refused", "repeated")}
-    left["refused"] = {**file.refused, **left["refused"]}
-    counts: dict[str, Any] = {why: len(records) for why, records in left.items()}
-    species = {e.species or match.species for group in match.genes.values() for e in group.values()}
-    return LegacyFileReport(
-        name=name,
-        file=file.path.name,
-        kind=file.kind,
-        holds="vectors" if file.dim else "texts",
-        species=" and ".join(sorted(species)) or match.species,
-        read=file.n_records,
-        matched=match.n_matched,
-        examples={
-            why: [f"{key}: {more}" if more else key for key, more in list(records.items())[:EXAMPLES]]
-            for why, records in left.items()
-            if records
-        },
-        space=space.fingerprint if space else "",
-        dim=file.dim,
-        **counts,
-    )

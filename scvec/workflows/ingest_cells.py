@@ -20,7 +20,7 @@ from scvec.base.options import options_of, takes_options
 from scvec.base.resources import expanded
 from scvec.base.results import NextStep, Report, Stages, counts_line, html_table, plain, table, times_line
 from scvec.base.types import Progress, no_progress
-from scvec.celltypes.label_terms import class_ontology, match_labels, term_notes
+from scvec.celltypes.terms import class_ontology, match_labels, term_notes
 from scvec.encoders import Material
 from scvec.encoders.obsm import ObsmEncoder, VectorStatistics
 from scvec.engines import check_engine, encode_cells
@@ -29,8 +29,7 @@ from scvec.ingest.cells.label_columns import as_label_map
 from scvec.ingest.cells.source import CellSource
 from scvec.model.cell_index import put_cells
 from scvec.model.copies import source_digest
-from scvec.model.encoder_models import prepared
-from scvec.model.gene_members import fit_beside
+from scvec.model.gene_fit import fit_beside
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
 from scvec.model.known_markers import marker_notes
 from scvec.model.matching import (
@@ -45,7 +44,7 @@ from scvec.model.matching import (
 )
 from scvec.model.reference import train
 from scvec.model.resolvers import ensure_knowledge, no_knowledge, resolver_of
-from scvec.model.storage import FACTOR, N_PROBES, model_state, probe_tensors
+from scvec.model.storage import FACTOR, N_PROBES, model_state, prepared, probe_tensors
 from scvec.model.training import Labelled, class_tensors, incoherent_labels, read_sample, training_workers
 from scvec.model.unmeasured import left_out
 from scvec.stores.store.store import Store
@@ -121,7 +120,7 @@ def ingest_cells(
             trained = train_model(cells, asked, material, progress)
             beside = genes_beside(stack, kb, refs, cells, trained, asked, progress)
         with stages("encode cells"):
-            maps = genes.taken(len(trained.model.members.genes)).maps
+            maps = genes.with_genes(len(trained.model.members.genes)).maps
             vectors = encode_cells(trained.model.members.encoder, matched, maps, asked.cluster, progress)
         with stages("write"):
             written = write_reference(txn, kb, cells, trained, vectors, texts, beside, asked)
@@ -202,8 +201,8 @@ def match_all(
     if asked.obsm:
         return matched, dimension_axis(matched)
     for i, m in enumerate(matched):
-        match, told = left_out(m.match, m.source)
-        matched[i] = replace(m, match=match, notes=(*m.notes, *told))
+        match, warned = left_out(m.match, m.source)
+        matched[i] = replace(m, match=match, notes=(*m.notes, *warned))
     return matched, common_axis(matched, resolver)
 
 
@@ -271,7 +270,7 @@ def train_model(
 
 
 class Beside(NamedTuple):
-    """What a reference of vectors holds of members that stand on genes: nothing where there are none."""
+    """Tensors, meta data and notes of the gene-based members of a reference of vectors; may be empty."""
 
     tensors: dict[str, npt.NDArray[Any]]
     meta: Mapping[str, Any]
@@ -287,7 +286,7 @@ def genes_beside(
     asked: IngestOptions,
     progress: Progress,
 ) -> Beside:
-    """Train gene-based members beside vectors of ``obsm``, where the files hold genes and values too."""
+    """Train gene-based members for a reference of vectors, if the files also have values of genes."""
     if not asked.obsm or asked.vectors_only:
         return Beside({}, {}, [])
     labelled = cells.labelled
@@ -321,7 +320,7 @@ def write_reference(
 ) -> list[str]:
     """Write the reference to the store, and return notes about its labels and its index."""
     labelled, members = cells.labelled, trained.model.members
-    axis = cells.genes.taken(len(members.genes))
+    axis = cells.genes.with_genes(len(members.genes))
     tensors, state = model_state(trained.model)
     statistics = cells.genes.statistics.select(members.genes)
     tensors |= {"genes.mean": statistics.mean, "genes.sd": statistics.sd}

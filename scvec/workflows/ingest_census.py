@@ -326,13 +326,7 @@ class Census:
         return Drawn(obs, var, chosen["nnz"].to_numpy(np.int64), len(cells), key, notes)
 
     def _genes(self, n_cells: pd.Series[int]) -> tuple[pd.DataFrame, int]:
-        """Return the genes that were measured in enough cells, and the number of other genes.
-
-        Parameters
-        ----------
-        n_cells
-            Number of cells of each dataset.
-        """
+        """Return the genes measured in enough cells (``n_cells`` by dataset), and the number of others."""
         names = ["soma_joinid", "feature_id", "feature_name"]
         with census_errors(self.where):
             var = _table(self._rna.var.read(column_names=names)).sort_values("soma_joinid")

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.records import Job
 from scvec.base.results import IN_EARNEST, NextStep, Report, counts_line
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.species import SPECIES, known_species, species_key
-from scvec.base.types import Progress, no_progress
+from scvec.base.types import Job, Progress, no_progress
 from scvec.ingest.genes import read_gene_file
 from scvec.ingest.orthologs.ortholog_tables import Names, Pair, is_ortholog_table, read_ortholog_table
 from scvec.ingest.sources import SOURCES, load_source
 from scvec.model.resolvers import GeneResolver, ensure_knowledge, resolver_of
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.knowledge.snapshot import Snapshot
+from scvec.stores.knowledge.tables import arrow
 from scvec.stores.store.store import Store
 from scvec.workflows.live import Cost, LiveOptions, LiveReport, Questions, ask_live, wanted_genes
 
@@ -194,13 +194,7 @@ def _source_file(source: str | Path, names: Sequence[str] | None) -> Path | None
 
 
 def _load_shipped(kb: KnowledgeBase, species: Sequence[str], *, needed: bool) -> list[str]:
-    """Load the shipped genes of some species, and return notes.
-
-    Raises
-    ------
-    InputError
-        If the genes are ``needed`` but a species does not ship.
-    """
+    """Load the shipped genes of some species, and return notes; refuse ``needed`` genes that do not ship."""
     shipped = Snapshot.open().species
     missing = [one for one in species if one not in shipped]
     if missing and needed:
@@ -282,21 +276,17 @@ def _gene_ids(resolver: GeneResolver, pairs: Sequence[Pair]) -> list[tuple[str |
 
 def _pair_table(rows: Mapping[tuple[str, str, str, str], tuple[str, float | None]]) -> pa.Table:
     """Return pairs as a table; a missing kind follows from the number of partners of the genes."""
-    import pyarrow as pa
-
     partners: Counter[tuple[str, str]] = Counter()
     for gene, species, other, other_species in rows:
         partners[gene, other_species] += 1
         partners[other, species] += 1
-    kinds = []
-    for (gene, species, other, other_species), (kind, _) in rows.items():
+    pairs = []
+    for (gene, species, other, other_species), (kind, confidence) in rows.items():
         many = (partners[gene, other_species] > 1) + (partners[other, species] > 1)
-        kinds.append(kind or ("one2one", "one2many", "many2many")[many])
-    columns = [*zip(*rows, strict=True)] if rows else [()] * 4
-    names = ("gene_id", "species", "other_id", "other_species")
-    table = {name: pa.array(list(c), pa.string()) for name, c in zip(names, columns, strict=True)}
-    confidence = pa.array([c for _, c in rows.values()], pa.float32())
-    return pa.table(table | {"kind": pa.array(kinds, pa.string()), "confidence": confidence})
+        kind = kind or ("one2one", "one2many", "many2many")[many]
+        pairs.append((gene, species, other, other_species, kind, confidence))
+    names = ("gene_id", "species", "other_id", "other_species", "kind")
+    return arrow(pairs, **dict.fromkeys(names, "string"), confidence="float32")
 
 
 def _load_file(

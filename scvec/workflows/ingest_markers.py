@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError, ScvecError
 from scvec.base.options import options_of, takes_options
-from scvec.base.records import Job
 from scvec.base.results import IN_EARNEST, NextStep, Report
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.species import SPECIES
-from scvec.base.types import Progress, no_progress
+from scvec.base.types import Job, Progress, no_progress
 from scvec.celltypes.markers import MarkerFile, read_markers
 from scvec.celltypes.terms import TermMatcher
 from scvec.ingest.sources import MARKER_SOURCES, load_marker_source
@@ -65,8 +64,8 @@ class MarkersReport(Report):
         if self.columns or self.live is None:
             lines.append(f"{self.n_markers:,} markers of {self.n_terms:,} Cell Ontology terms")
         for file, columns in self.columns.items():
-            taken = ", ".join(f"{what} from {name!r}" for what, name in columns.items())
-            lines.append(f"  {file}: {taken}")
+            roles = ", ".join(f"{what} from {name!r}" for what, name in columns.items())
+            lines.append(f"  {file}: {roles}")
         if self.unmapped:
             most = sorted(self.unmapped.items(), key=lambda item: -item[1])
             named = ", ".join(f"{name!r} ({n})" for name, n in most[:N_SHOWN])

@@ -113,9 +113,7 @@ def labels(
     LockedError
         If another process writes to the store.
     """
-    from scvec.celltypes.label_terms import class_ontology
-    from scvec.celltypes.ontology import ClassOntology
-    from scvec.celltypes.terms import Match
+    from scvec.celltypes.terms import ClassOntology, Match, class_ontology
     from scvec.stores.store.store import Store
 
     opened = Store(store)
@@ -187,7 +185,7 @@ def _checked(kb: KnowledgeBase, cl_id: str) -> Match:
 
 
 def _report(store: Store, reference: str, changed: list[str] | None = None) -> LabelsReport:
-    from scvec.celltypes.ontology import ClassOntology
+    from scvec.celltypes.terms import ClassOntology
 
     meta = store.reference(reference).meta
     ontology = ClassOntology.from_dict(meta["ontology"])

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scvec.base.errors import InputError, ScvecError, unreadable
-from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.results import Record, Report, table
 from scvec.base.settings import Price
 from scvec.base.species import SPECIES
-from scvec.base.types import Progress, Species, no_progress
+from scvec.base.types import Answer, Failure, Job, Progress, Species, Wanted, no_progress
 from scvec.ingest.sources.answers import Question
 from scvec.ingest.sources.openai import is_reasoning, prompt_tokens
+from scvec.ingest.sources.prices import count_tokens
 from scvec.ingest.sources.retry import ServiceError
 from scvec.ingest.sources.run import Harvest, Source, Tally, harvest, run_async
-from scvec.ingest.sources.tokens import count_tokens
 from scvec.model.resolvers import resolver_of
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.transaction import Transaction
@@ -114,9 +113,9 @@ def expected_cost(
     """
     reasoning, n = is_reasoning(model), len(questions)
     asked = [question.messages() for question in questions]
-    told = sum(count_tokens([user["content"] for _, user in asked]))
+    tokens = sum(count_tokens([user["content"] for _, user in asked]))
     # The instructions are the same for all questions, so their tokens are counted once.
-    tokens_in = told + sum(prompt_tokens(m[:1]) for m in asked[:1]) * n
+    tokens_in = tokens + sum(prompt_tokens(m[:1]) for m in asked[:1]) * n
     tokens_out = n * usual[reasoning]
     return Cost(
         requests=n,
@@ -154,7 +153,7 @@ class LiveReport(Report):
     cost
         Cost of this run, or the estimate in a dry run.
     noun
-        What the jobs are about, for reports.
+        Subject of the jobs in reports.
     """
 
     source: str
@@ -309,7 +308,7 @@ class Questions:
     final
         Failures of earlier runs that another request would not change.
     noun
-        What the jobs are about, for reports.
+        Subject of the jobs in reports.
     """
 
     name: str

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
-from scvec.base.records import Answer, Failure, Job, Note
 from scvec.base.settings import Settings, redact
-from scvec.base.types import Progress
+from scvec.base.types import Answer, Failure, Job, Note, Progress
 from scvec.celltypes.naming import BROAD, N_CANDIDATES, Candidate, Naming
 from scvec.celltypes.terms import TermMatcher
 from scvec.ingest.sources.answers import ChatSource, UnfitError, foreign, json_object, prompted, tidy, whole

@@ -22,8 +22,7 @@ from scvec.ingest.cells.cell_vectors import VectorSource, open_cells
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
 from scvec.model.annotation import Annotation, Judged, judge, provenance
 from scvec.model.classifiers import clusters, majority, need_igraph
-from scvec.model.gene_fit import fitted_to, rotation
-from scvec.model.gene_members import GeneSide, gene_side
+from scvec.model.gene_fit import GeneSide, fitted_to, gene_side, rotation
 from scvec.model.matching import (
     MatchedSource,
     by_gene_sets,

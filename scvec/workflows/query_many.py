@@ -14,17 +14,16 @@ import numpy.typing as npt
 
 from scvec.base.arrays import blocks
 from scvec.base.errors import InputError
-from scvec.base.results import NextStep, html_lines
+from scvec.base.results import STATUS_COLORS, NextStep, html_lines
 from scvec.base.types import Float32, Float64, Progress, no_progress
-from scvec.celltypes.ontology import ClassOntology
-from scvec.celltypes.terms import folded
+from scvec.celltypes.terms import ClassOntology, folded
 from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.write import write_annotated, write_tables
 from scvec.model.annotation import MANY_NOVEL
+from scvec.model.calibration import MIN_CONFIDENCE, STATUSES
 from scvec.model.matching import by_gene_sets, match_genes, obsm_key, query_genes
 from scvec.model.query_options import QueryOptions
 from scvec.model.resolvers import stored_resolver
-from scvec.model.status import MIN_CONFIDENCE, STATUS_COLORS, STATUSES
 from scvec.model.storage import class_statistics, genes_of
 from scvec.stores.store.store import Store
 

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from scvec.base.arrays import Packed, blocks, code_type, coded, counts, holds_texts
 from scvec.base.types import Neighbors
 from scvec.model.annotation import Annotation
-from scvec.model.calibration import set_names
-from scvec.model.status import STATUSES
+from scvec.model.calibration import STATUSES, set_names
 
 #: Few texts, some of them equal, and codes for them.
 FEW = st.lists(st.sampled_from(["", "beta", "alpha", "Ünal", "b|c"]), min_size=1, max_size=8)

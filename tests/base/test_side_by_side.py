@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from scvec.base.parallel import JointProgress, n_cores, side_by_side
+from scvec.base.resources import JointProgress, n_cores, side_by_side
 
 
 def square(x: int) -> int:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from scvec.celltypes.ontology import ClassOntology
+from scvec.celltypes.terms import ClassOntology
 
 # cell > lymphocyte > T cell > {CD4, CD8};  lymphocyte > B cell;  cell > neuron.  "odd" has no term.
 LINEAGE = {

@@ -56,7 +56,6 @@ def explanation() -> Explanation:
         gene_id="HGNC:6081",
         symbol="INS",
         contribution=2.0,
-        by_member={"head": 2.0},
         expression=3.0,
         expected=3.0,
         expected_against=0.1,

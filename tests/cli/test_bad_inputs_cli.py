@@ -97,7 +97,7 @@ def test_a_newer_store_says_what_to_install(store: Path, good: Path, tmp_path: P
 HOLD = """
 import sys
 from pathlib import Path
-from scvec.stores.store.lock import WriterLock
+from scvec.stores.store.transaction import WriterLock
 lock = WriterLock(Path(sys.argv[1]), "scvec ingest cells")
 lock.acquire()
 print("held", flush=True)

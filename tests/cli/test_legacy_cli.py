@@ -32,7 +32,7 @@ def run(files: Path, *words: str) -> Any:
 def test_what_it_says(files: Path) -> None:
     result = run(files, str(files / "gpt.pkl"), "--name", "gpt")
     assert result.exit_code == 0, result.stderr
-    assert "gpt.pkl: vectors of 2 dimensions (genept), 1 of 2 imported" in result.stdout
+    assert "gpt.pkl: vectors of 2 dimensions, 1 of 2 imported" in result.stdout
     assert "unknown: WHAT" in result.stdout and "stored:gpt" in result.stdout
 
 

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.encoders.slots import Slots, packed, ranked
+from scvec.encoders.sentence import Slots, packed, ranked
 
 
 def cells(n: int, n_genes: int, seed: int) -> sp.csr_matrix:

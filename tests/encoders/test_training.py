@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvec.encoders.gradient_descent import Schedule, class_weights, train
+from scvec.encoders.adapted import Schedule, class_weights, train
 
 
 def test_class_weights_by_hand() -> None:

@@ -244,7 +244,7 @@ def test_options_of_a_live_source_need_one(store, tmp_path):
 
 
 TOY = '''
-from scvec.base.records import Answer, Marker, Note
+from scvec.base.types import Answer, Marker, Note
 from scvec.ingest.sources import marker_source
 from scvec.ingest.sources.http import MarkerSource
 

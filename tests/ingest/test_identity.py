@@ -239,14 +239,14 @@ def weights(resolver: GeneResolver, names: Sequence[str], targets: Sequence[str]
 def test_within_a_species_a_gene_is_itself(resolver: GeneResolver) -> None:
     got = weights(resolver, ["TP53", "INS", "KRT19", "nothing"], [INS, TP53], "human")
     assert got.tolist() == [[0, 1], [1, 0], [0, 0], [0, 0]]
-    assert not resolver.map_to(resolver.resolve(["INS"]), [INS], "human").via_orthologs
+    assert not resolver.map_to(resolver.resolve(["INS"]), [INS], "human").crossed
 
 
 def test_ins1_and_ins2_are_summed_to_human_ins(resolver: GeneResolver) -> None:
     got = weights(resolver, ["Ins1", "Trp53", "Ins2"], [INS, TP53], "human")
     assert got.tolist() == [[1, 0], [0, 1], [1, 0]]
     gene_map = resolver.map_to(resolver.resolve(["Ins1", "Ins2"]), [INS], "human")
-    assert gene_map.via_orthologs
+    assert gene_map.crossed
     assert gene_map.used.all()
     assert "orthologs" in gene_map.notes[0]
 

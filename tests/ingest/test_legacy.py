@@ -14,7 +14,7 @@ import pytest
 
 from scvec.base.errors import InputError, ResourceError
 from scvec.model.resolvers import GeneResolver
-from scvec.workflows.import_legacy import LegacyEntry, LegacyMatch, match_entries, read_legacy
+from scvec.workflows.import_legacy import LegacyRecord, match_records, read_legacy
 
 PAGE = {
     "Official Symbol": "INS",
@@ -58,8 +58,27 @@ def resolver() -> GeneResolver:
     return GeneResolver(pd.DataFrame(ALIASES, columns=["gene_id", "species", "name", "kind"]), orthologs)
 
 
-def match(*entries: LegacyEntry, species: str = "auto") -> LegacyMatch:
-    return match_entries(entries, resolver(), GENE_IDS, species)
+class Match:
+    """Genes of records, and the records that were skipped."""
+
+    def __init__(self, records: dict[str, LegacyRecord | str], species: str = "auto") -> None:
+        found, self.skipped = match_records(records, resolver(), GENE_IDS, species)
+        self.genes = {group: {g: key for g, (key, _) in genes.items()} for group, genes in found.items()}
+
+    def why(self, kind: str) -> dict[str, str]:
+        return {key: why for key, (found, why) in self.skipped.items() if found == kind}
+
+
+def match(*records: tuple[str, LegacyRecord], species: str = "auto") -> Match:
+    return Match({f"{r.group}/{key}".strip("/"): r for key, r in records}, species)
+
+
+def usable(path: Path) -> dict[str, LegacyRecord]:
+    return {key: r for key, r in read_legacy(path).items() if isinstance(r, LegacyRecord)}
+
+
+def refused(path: Path) -> dict[str, str]:
+    return {key: why for key, why in read_legacy(path).items() if isinstance(why, str)}
 
 
 def write(path: Path, value: Any) -> Path:
@@ -75,31 +94,29 @@ def write(path: Path, value: Any) -> Path:
 
 def test_the_fields_of_a_page_by_token_id(tmp_path: Path) -> None:
     model = {"error": "x", "Official Symbol": "NKG7", "Organism": "Homo sapiens", "gpt_Summary": "NKG7 is."}
-    file = read_legacy(
-        write(tmp_path / "human.json", {"17": PAGE, "18": {}, "19": model, "20": {"error": "y"}})
-    )
-    assert (file.kind, file.dim, file.n_records) == ("scinterpreter", 0, 4)
-    ins, nkg7 = file.entries
-    assert (ins.key, ins.symbol, ins.species) == ("17", "INS", "human")
+    path = write(tmp_path / "human.json", {"17": PAGE, "18": {}, "19": model, "20": {"error": "y"}})
+    (key, ins), (_, nkg7) = usable(path).items()
+    assert (key, ins.symbol, ins.species) == ("17", "INS", "human")
     assert set(ins.ids) == {"HGNC:6081", "ENSG00000254647"}
-    assert ins.text == "This gene encodes insulin, a peptide hormone."
+    assert ins.value == "This gene encodes insulin, a peptide hormone."
     assert ins.provenance == {"provided_by": "RefSeq", "provided_at": "Dec 2019"}
-    assert not ins.by_model and ins.vector is None
-    assert (nkg7.text, nkg7.by_model) == ("NKG7 is.", True)
-    assert file.refused == {"18": "it is empty", "20": "it has no summary"}
+    assert not ins.by_model and ins.dim == 0
+    assert (nkg7.value, nkg7.by_model) == ("NKG7 is.", True)
+    assert refused(path) == dict.fromkeys(["18", "20"], "it has neither a text nor a vector")
 
 
 def test_the_vectors_by_token_id(tmp_path: Path) -> None:
     records = {
         17: {"gene_name": "INS", "embedding": VECTOR},
         18: {"error": "x", "gene_name": "Gcg", "species": "Mus musculus", "gpt_embedding": [1.0, 0, 0, 1]},
-        19: {"gene_name": "X", "species": "Danio rerio", "embedding": VECTOR},
+        19: {"gene_name": "X", "species": "Homo erectus", "embedding": VECTOR},
     }
-    file = read_legacy(write(tmp_path / "v.pkl", records))
-    assert [(e.symbol, e.species) for e in file.entries] == [("INS", None), ("Gcg", "mouse")]
-    assert all(e.vector is not None and e.vector.dtype == np.float32 for e in file.entries)
-    np.testing.assert_array_equal([e.vector for e in file.entries], [VECTOR, [1, 0, 0, 1]])
-    assert list(file.refused) == ["19"] and "species" in file.refused["19"]
+    path = write(tmp_path / "v.pkl", records)
+    found = list(usable(path).values())
+    assert [(r.symbol, r.species) for r in found] == [("INS", None), ("Gcg", "mouse")]
+    assert all(not isinstance(r.value, str) and r.value.dtype == np.float32 for r in found)
+    np.testing.assert_array_equal([r.value for r in found], [VECTOR, [1, 0, 0, 1]])
+    assert list(refused(path)) == ["19"] and "species" in refused(path)["19"]
 
 
 @pytest.mark.parametrize(
@@ -118,25 +135,23 @@ def test_vectors_by_symbol_in_every_format(tmp_path: Path, how: str) -> None:
         path = write(tmp_path / "e.json", lists)
     else:
         path = write(tmp_path / "e.pkl", want if how == "pickle of arrays" else lists)
-    file = read_legacy(path)
-    assert [e.symbol for e in file.entries] == list(want) and file.kind == "genept"
-    np.testing.assert_array_equal([e.vector for e in file.entries], list(want.values()))
+    found = usable(path)
+    assert [r.symbol for r in found.values()] == list(want) and not refused(path)
+    np.testing.assert_array_equal([r.value for r in found.values()], list(want.values()))
 
 
 def test_a_csv_without_names_of_columns(tmp_path: Path) -> None:
-    file = read_legacy(write(tmp_path / "e.csv", b"INS,0.5,0.25\nGCG,1,2\nbad,x,1\nshort\n"))
-    assert [e.key for e in file.entries] == ["INS", "GCG"]
-    assert set(file.refused) == {"bad", "short"}
+    path = write(tmp_path / "e.csv", b"INS,0.5,0.25\nGCG,1,2\nbad,x,1\nshort\n")
+    assert list(usable(path)) == ["INS", "GCG"]
+    assert set(refused(path)) == {"bad", "short"}
 
 
 def test_texts_by_symbol_and_in_groups(tmp_path: Path) -> None:
-    plain = read_legacy(write(tmp_path / "t.json.gz", {"INS": "Insulin.", "GCG": "", "TTR": 5}))
-    assert [(e.symbol, e.text, e.group) for e in plain.entries] == [("INS", "Insulin.", "")]
-    assert set(plain.refused) == {"GCG", "TTR"}
-    grouped = read_legacy(
-        write(tmp_path / "g.json", {"ncbi": {"INS": "a text"}, "uniprot": {"INS": "another"}})
-    )
-    assert [(e.group, e.text) for e in grouped.entries] == [("ncbi", "a text"), ("uniprot", "another")]
+    path = write(tmp_path / "t.json.gz", {"INS": "Insulin.", "GCG": "", "TTR": 5})
+    assert [(r.symbol, r.value, r.group) for r in usable(path).values()] == [("INS", "Insulin.", "")]
+    assert set(refused(path)) == {"GCG", "TTR"}
+    grouped = usable(write(tmp_path / "g.json", {"ncbi": {"INS": "a text"}, "uniprot": {"INS": "another"}}))
+    assert [(r.group, r.value) for r in grouped.values()] == [("ncbi", "a text"), ("uniprot", "another")]
 
 
 def test_vectors_that_cannot_be_used(tmp_path: Path) -> None:
@@ -155,38 +170,38 @@ def test_vectors_that_cannot_be_used(tmp_path: Path) -> None:
         "TEXT": "Insulin.",
         "NAMES": np.array(["a", "b"]),
     }
-    file = read_legacy(write(tmp_path / "e.pkl", {"INS": VECTOR, "GCG": np.ones((1, 4)), **bad}))
-    assert [e.key for e in file.entries] == ["INS", "GCG"]
-    assert set(file.refused) == set(bad)
-    np.testing.assert_array_equal([e.vector for e in file.entries], [VECTOR, [1, 1, 1, 1]])
-    assert "3 dimensions, most have 4" in file.refused["SHORT"]
-    text = read_legacy(write(tmp_path / "e.json", {"INS": VECTOR, "VAST": [10**400, 1, 1, 1]}))
-    assert list(text.refused) == ["VAST"]
+    path = write(tmp_path / "e.pkl", {"INS": VECTOR, "GCG": np.ones((1, 4)), **bad})
+    assert list(usable(path)) == ["INS", "GCG"]
+    assert set(refused(path)) == set(bad)
+    np.testing.assert_array_equal([r.value for r in usable(path).values()], [VECTOR, [1, 1, 1, 1]])
+    assert "3 dimensions, most have 4" in refused(path)["SHORT"]
+    text = write(tmp_path / "e.json", {"INS": VECTOR, "VAST": [10**400, 1, 1, 1]})
+    assert list(refused(text)) == ["VAST"]
 
 
 def test_of_a_key_that_stands_there_twice_the_last_counts(tmp_path: Path) -> None:
-    file = read_legacy(write(tmp_path / "t.json", b'{"INS": "one", "INS": "two", "GCG": "three"}'))
-    assert [e.text for e in file.entries] == ["two", "three"]
-    [ins] = read_legacy(write(tmp_path / "e.csv", b"x,a,b\nINS,1,2\nINS,3,4\n")).entries
-    np.testing.assert_array_equal(ins.vector, [3, 4])
+    found = usable(write(tmp_path / "t.json", b'{"INS": "one", "INS": "two", "GCG": "three"}'))
+    assert [r.value for r in found.values()] == ["two", "three"]
+    [ins] = usable(write(tmp_path / "e.csv", b"x,a,b\nINS,1,2\nINS,3,4\n")).values()
+    np.testing.assert_array_equal(ins.value, [3, 4])
 
 
 @pytest.mark.parametrize(
     ("name", "content", "code", "names"),
     [
         ("x.json", b"{oops", "damaged-file", ""),
-        ("x.json", b"[1, 2]", "wrong-format", "list"),
+        ("x.json", b"[1, 2]", "wrong-format", "neither texts nor vectors"),
         ("x.json", b'{"a": ' * 100_000, "damaged-file", ""),
-        ("x.json", b"{}", "wrong-format", "no records"),
+        ("x.json", b"{}", "wrong-format", "neither texts nor vectors"),
         ("x.json", b'{"INS": null}', "wrong-format", "neither texts nor vectors"),
         ("x.json", b'\xff\xfe{"', "wrong-format", "UTF-8"),
         ("x.json.gz", gzip.compress(b'{"INS": "x"}', mtime=0)[:-9], "damaged-file", ""),
-        ("x.csv", b"INS\n", "wrong-format", "columns"),
-        ("x.csv", b"", "wrong-format", "no records"),
-        ("x.csv", b"INS," + b"1," * 800_000, "wrong-format", "no records"),
-        ("x.pkl", pickle.dumps([1.0]), "wrong-format", "list"),
+        ("x.csv", b"INS\n", "wrong-format", "neither texts nor vectors"),
+        ("x.csv", b"", "wrong-format", "neither texts nor vectors"),
+        ("x.csv", b"INS," + b"1," * 800_000, "wrong-format", "neither texts nor vectors"),
+        ("x.pkl", pickle.dumps([1.0]), "wrong-format", "neither texts nor vectors"),
         ("x.pkl", pickle.dumps(pd.DataFrame({"a": [1.0]})), "wrong-format", "which scvec does not run"),
-        ("x.pkl.gz", gzip.compress(pickle.dumps({"INS": VECTOR}), mtime=0), "wrong-format", "gzip"),
+        ("x.pkl.gz", gzip.compress(pickle.dumps({"INS": VECTOR}), mtime=0), "wrong-format", ""),
         ("x.bin", b"\x93NUMPY", "wrong-format", ""),
         ("x.json", json.dumps({"a": {"INS": VECTOR}, "b": {"INS": VECTOR}}).encode(), "wrong-format", "sets"),
     ],
@@ -211,27 +226,30 @@ def test_missing_files_and_memory(tmp_path: Path) -> None:
 
 
 def test_escape_codes_do_not_get_through(tmp_path: Path) -> None:
-    file = read_legacy(write(tmp_path / "t.json", {"IN\x1b[31mS": "a\x00text\nof <b>two</b> lines"}))
-    assert file.entries[0].symbol.isprintable() and file.entries[0].text.isprintable()
+    path = write(tmp_path / "t.json", {"IN\x1b[31mS": "a\x00text\nof <b>two</b> lines"})
+    [record] = usable(path).values()
+    assert record.symbol.isprintable() and str(record.value).isprintable()
 
 
 # -- matching -------------------------------------------------------------------------------------------
 
 
-def entry(symbol: str, *ids: str, key: str = "", **more: Any) -> LegacyEntry:
-    return LegacyEntry(key or symbol, symbol, ids, text="x", **more)
+def entry(symbol: str, *ids: str, key: str = "", **more: Any) -> tuple[str, LegacyRecord]:
+    return key or symbol, LegacyRecord(symbol, "x", ids, **more)
 
 
 def test_a_token_id_is_no_gene() -> None:
     # 3630 is INS at Entrez; as a key, or as a name, it is a number of somebody's vocabulary.
-    found = match(entry("GCG", key="3630"), entry("3630"), entry(""))
-    assert {g: e.key for g, e in found.genes[""].items()} == {"HGNC:4191": "3630"}
+    found = match(entry("GCG", key="GCG key"), entry("3630"), entry(""))
+    assert found.genes[""] == {"HGNC:4191": "GCG key"}
     assert list(found.why("unknown")) == ["3630", ""]
 
 
 def test_records_that_name_two_genes_are_left_out() -> None:
     found = match(
-        entry("INS", "HGNC:4191"), entry("GCG", "HGNC:4191", "ENSG00000254647"), entry("INS", "HGNC:6081")
+        entry("INS", "HGNC:4191"),
+        entry("GCG", "HGNC:4191", "ENSG00000254647"),
+        entry("INS", "HGNC:6081", key="right"),
     )
     assert list(found.genes[""]) == ["HGNC:6081"]
     refused = found.why("refused")
@@ -254,7 +272,7 @@ def test_the_symbol_that_a_text_begins_with(tmp_path: Path) -> None:
         "INS": "Gene Symbol GCG Glucagon.",
         "GCG": "Gene Symbol GCG x",
     }
-    found = match(*read_legacy(write(tmp_path / "t.json", texts)).entries)
+    found = Match(read_legacy(write(tmp_path / "t.json", texts)))
     assert set(found.genes[""]) == {"HGNC:9751", "HGNC:4191"}
     assert list(found.why("refused")) == ["INS"]
 
@@ -262,19 +280,19 @@ def test_the_symbol_that_a_text_begins_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", [("INS", "IDDM2", "ILPR", "ins"), ("ins", "ILPR", "IDDM2", "INS")])
 def test_the_official_symbol_wins(order: tuple[str, ...]) -> None:
     found = match(*map(entry, order), species="human")
-    assert found.genes[""]["HGNC:6081"].symbol == "INS"
-    assert len(found.why("repeated")) == 3 and found.n_matched == 1
+    assert found.genes[""] == {"HGNC:6081": "INS"}
+    assert len(found.why("repeated")) == 3
     found = match(*map(entry, [s for s in order if s != "INS"]), species="human")
-    assert found.genes[""]["HGNC:6081"].symbol == "IDDM2"
+    assert found.genes[""]["HGNC:6081"] == "IDDM2"
 
 
 def test_species_of_the_record_of_the_caller_and_of_most() -> None:
     both = match(entry("Ins2", species="mouse"), entry("INS"), entry("Ins1"))
-    assert set(both.genes[""]) == {"MGI:96573", "HGNC:6081"} or both.species == "mouse"
-    assert match(entry("Ins2"), entry("Ins1")).species == "mouse"
+    assert "MGI:96573" in both.genes[""]
+    assert set(match(entry("Ins2"), entry("Ins1")).genes[""]) == {"MGI:96573", "MGI:96572"}
     assert set(match(entry("Ins2"), species="mouse").genes[""]) == {"MGI:96573"}
     of_rat = match(entry("INS"), species="rat")
-    assert of_rat.n_matched == 0 and list(of_rat.why("unknown")) == ["INS"]
+    assert not of_rat.genes and list(of_rat.why("unknown")) == ["INS"]
 
 
 def test_groups_are_matched_on_their_own() -> None:
@@ -287,14 +305,14 @@ def test_groups_are_matched_on_their_own() -> None:
 
 def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     names = ["INS", "IDDM2", "QARS", "NOSUCH", "GCG", "3630"]
-    file = read_legacy(write(tmp_path / "e.json", {n: VECTOR for n in names} | {"Z": [0.0] * 4}))
-    found = match(*file.entries)
-    assert found.n_matched + len(found.left) + len(file.refused) == file.n_records == 7
+    records = read_legacy(write(tmp_path / "e.json", {n: VECTOR for n in names} | {"Z": [0.0] * 4}))
+    found = Match(records)
+    assert len(found.genes[""]) + len(found.skipped) == len(records) == 7
 
 
 def test_the_published_files(shared_data: Path) -> None:
-    texts = read_legacy(shared_data / "genes" / "genept_ncbi_uniprot_text_subset.json.gz")
-    assert len(texts.entries) == 2122 and {e.group for e in texts.entries} == {"ncbi_only", "ncbi_uniprot"}
-    vectors = read_legacy(shared_data / "genes" / "genept_embeddings_small.csv.gz")
-    assert (len(vectors.entries), vectors.dim) == (86, 1536)
-    assert vectors.refused == {"ctrl": "its vector is zero"}
+    texts = usable(shared_data / "genes" / "genept_ncbi_uniprot_text_subset.json.gz")
+    assert len(texts) == 2122 and {r.group for r in texts.values()} == {"ncbi_only", "ncbi_uniprot"}
+    path = shared_data / "genes" / "genept_embeddings_small.csv.gz"
+    assert [r.dim for r in usable(path).values()] == [1536] * 86
+    assert list(refused(path)) == ["ctrl"]

@@ -16,9 +16,8 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.base.records import Answer, Failure
 from scvec.base.settings import Price, Secret, ServiceSettings
-from scvec.base.types import Species, text_sha256
+from scvec.base.types import Answer, Failure, Species, text_sha256
 from scvec.ingest.sources.openai import Chat, LlmService, is_reasoning, prompt_tokens
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
@@ -562,7 +561,7 @@ def test_the_species_must_be_the_genes(species: Species, first: str, fits: bool)
 def test_the_task_is_not_said_back() -> None:
     told = "Write only what is well established. Say so where little is known."
     with pytest.raises(UnfitError, match="repeats the prompt"):
-        check(f"{GOOD} Write only what is well established.", told=told)
+        check(f"{GOOD} Write only what is well established.", prompt=told)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.base.records import Job, Wanted
 from scvec.base.settings import ServiceSettings
+from scvec.base.types import Job, Wanted
 from scvec.ingest.sources.mygene import Hit, MyGeneSource
 from scvec.ingest.sources.run import harvest
 

@@ -15,8 +15,8 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.base.records import Job, Wanted
 from scvec.base.settings import Secret, ServiceSettings
+from scvec.base.types import Job, Wanted
 from scvec.ingest.sources.ncbi import (
     NcbiSource,
     Summary,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scvec.base.parallel import READY, read_ahead
+from scvec.base.resources import READY, read_ahead
 
 
 def threads() -> list[threading.Thread]:

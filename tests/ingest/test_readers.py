@@ -11,8 +11,7 @@ import scipy.sparse as sp
 
 from scvec.base.errors import InputError
 from scvec.ingest.cells import readers
-from scvec.ingest.cells.contents import Contents, Place
-from scvec.ingest.cells.readers import contents_of, formats, kind_of, reader
+from scvec.ingest.cells.readers import Contents, Place, contents_of, formats, kind_of, reader
 from scvec.ingest.cells.source import CellSource
 
 MEMORY = 2**28

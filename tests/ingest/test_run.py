@@ -12,9 +12,8 @@ from fake_genes import fake_genes
 from fake_server import FakeServer
 
 from scvec.base.errors import InputError
-from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.settings import Secret, ServiceSettings
-from scvec.base.types import Gene
+from scvec.base.types import Answer, Failure, Gene, Job, Wanted
 from scvec.ingest.sources.mygene import MyGeneSource
 from scvec.ingest.sources.ncbi import NcbiSource
 from scvec.ingest.sources.retry import ENOUGH, BudgetSpentError, Caller, ServiceError

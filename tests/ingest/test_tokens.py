@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.ingest.sources.tokens import count_tokens, truncate
+from scvec.ingest.sources.prices import count_tokens, truncate
 
 INS = (
     "This gene encodes insulin, a peptide hormone that plays a vital role in the regulation of carbohydrate "

@@ -317,7 +317,7 @@ def test_the_reference_decides_between_possible_scales(base: float) -> None:
     x = counts(11, n=200, genes=2000)
     values = (np.log1p(tpm(x) / 100) / math.log(base))[:, :500]  # logarithms of CP10k-like TPM, base unknown
     wanted = np.log1p(tpm(x) / 100)[:, :500]
-    genes = GeneMap(sp.identity(500, dtype=np.float32, format="csr"), False, np.ones(500, dtype=bool))
+    genes = GeneMap(sp.identity(500, dtype=np.float32, format="csr"), np.ones(500, dtype=bool))
     with CellSource.open(adata_of(values)) as source:
         assert source.state.candidates
         settle_values(MatchedSource(source, None, "index", 1.0), genes, wanted[::2].mean(axis=0))

@@ -12,9 +12,10 @@ import pytest
 
 import scvec
 from scvec.base.errors import InputError
+from scvec.base.results import label_colors
 from scvec.base.types import Neighbors
 from scvec.model.annotation import Annotation
-from scvec.model.status import STATUSES, label_colors
+from scvec.model.calibration import STATUSES
 
 #: The columns that the documentation promises.
 COLUMNS = [

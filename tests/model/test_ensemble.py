@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.model.calibration import Ensemble
+from scvec.model.calibration import Ensemble, expected_calibration_error
 from scvec.model.classifiers import MEMBERS, log_softmax
-from scvec.model.metrics import expected_calibration_error
 
 N_CLASSES = 4
 

@@ -123,9 +123,7 @@ def test_head_by_integrated_gradients_of_autograd():
     u = encoder.profile.shared(one.measured).astype(np.float64)
     raw = integral[0].numpy()
     expected = z[0].numpy() * (raw - u * (u @ raw)) * model.calibration.ensemble.temperatures[0]
-    np.testing.assert_allclose(
-        found.genes["head"][0], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max()
-    )
+    np.testing.assert_allclose(found.by_gene[0], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
 def test_another_label_to_compare_with(model: ReferenceModel):

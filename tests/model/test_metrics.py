@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.model.metrics import (
+from scvec.model.calibration import (
     accuracy,
     brier_score,
     expected_calibration_error,

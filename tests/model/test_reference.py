@@ -14,9 +14,8 @@ from scvec.base.types import CellChunk
 from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder, Scaling
 from scvec.encoders.statistics import StatisticsAccumulator, variability
-from scvec.model.calibration import Calibration
+from scvec.model.calibration import Calibration, expected_calibration_error
 from scvec.model.classifiers import MEMBERS
-from scvec.model.metrics import expected_calibration_error
 from scvec.model.novelty import Shift
 from scvec.model.reference import METHODS, Prediction, ReferenceModel
 from scvec.model.training import TrainingSample, make_folds

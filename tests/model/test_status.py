@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from scvec.model.status import STATUSES, low_quality_floor, statuses
+from scvec.model.calibration import STATUSES, low_quality_floor, statuses
 
 
 def word(confidence: float, novelty: float, n_labels: int, low: bool) -> str:

@@ -34,7 +34,7 @@ def test_a_gene_goes_to_the_free_gene_of_most_similar_text(seed: int, n_new: int
     weights[0, targets[0]] = 1.0
     measured = np.zeros(2 * n_target, dtype=bool)
     measured[targets[0]] = True
-    found = with_partners(GeneMap(weights.tocsr(), True, measured), ids, new, vectors, targets, known)
+    found = with_partners(GeneMap(weights.tocsr(), measured), ids, new, vectors, targets, known)
     expected = weights.toarray()
     center = known.mean(axis=0)
     for column, gene in enumerate(ids):

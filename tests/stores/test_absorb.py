@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_answers import AT, answer, done_jobs, failure, genes, job, written
 
-from scvec.base.records import Answer, Failure, Job, Marker, Note
-from scvec.base.types import Gene
+from scvec.base.types import Answer, Failure, Gene, Job, Marker, Note
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.journal import Journal
 from scvec.stores.store.store import Store

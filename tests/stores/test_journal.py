@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from some_answers import answer, done_jobs, failure, job, written
 
 from scvec.base.errors import InputError, LockedError, ResourceError, StoreError
-from scvec.base.records import Answer, Job, Note
-from scvec.base.types import Description, Gene
+from scvec.base.types import Answer, Description, Gene, Job, Note
 from scvec.stores.store import journal as journal_file
 from scvec.stores.store.journal import Journal
 from scvec.stores.store.store import Store

@@ -27,7 +27,7 @@ import duckdb, filelock, numpy, pandas, pyarrow
 from scvec.stores.store.store import Store
 from scvec.stores.knowledge import knowledge
 from scvec.stores.store import journal
-from scvec.base.records import Answer
+from scvec.base.types import Answer
 from some_answers import answer, done_jobs, failure, genes, written
 
 N = 240

@@ -10,12 +10,12 @@ import sys
 import pytest
 
 from scvec.base.errors import LockedError
-from scvec.stores.store.lock import WriterLock
+from scvec.stores.store.transaction import WriterLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from scvec.stores.store.lock import WriterLock
+from scvec.stores.store.transaction import WriterLock
 with WriterLock(Path(sys.argv[1]), "scvec ingest cells"):
     print("held", flush=True)
     time.sleep(60)
@@ -78,7 +78,7 @@ def test_a_lock_json_of_a_dead_process_is_not_waited_for(tmp_path, monkeypatch):
         gone = {"pid": 2**22 - 1, "host": socket.gethostname(), "command": "old", "started": "then"}
         (tmp_path / "lock.json").write_text(json.dumps(gone))
         waits = []
-        monkeypatch.setattr("scvec.stores.store.lock.time.sleep", waits.append)
+        monkeypatch.setattr("scvec.stores.store.transaction.time.sleep", waits.append)
         with pytest.raises(LockedError), WriterLock(tmp_path, "second"):
             pass
         assert 0 < sum(waits) < 2

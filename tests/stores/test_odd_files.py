@@ -187,7 +187,7 @@ def test_compact_frees_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("scvec.stores.store.lock.json.dumps", full)
+    monkeypatch.setattr("scvec.stores.store.transaction.json.dumps", full)
     report = store.compact()
     assert report.dropped == [0, 1] and report.n_files > 0 and store.verify().ok
 

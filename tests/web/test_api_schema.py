@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from web_parts import Shelf
 
 from scvec.web.app import make_app
-from scvec.web.jobs import Jobs
+from scvec.web.jobs import Jobs, Searches
 from scvec.web.process import Limits
-from scvec.web.searches import Searches
 
 OPERATIONS = 6
 

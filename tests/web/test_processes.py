@@ -17,12 +17,10 @@ from typing import Any
 import pytest
 from web_parts import Shelf, form
 
-from scvec.base.errors import InputError, ResourceError, ScvecError
+from scvec.base.errors import InputError, ResourceError, ScvecError, without_paths
 from scvec.web import process as process_module
-from scvec.web.bodies import without_paths
-from scvec.web.jobs import Busy
+from scvec.web.jobs import Busy, Searches
 from scvec.web.process import Limits, reduced_environment
-from scvec.web.searches import Searches
 from scvec.web.server import _work_folder
 
 PROJECT = Path(__file__).resolve().parents[2]

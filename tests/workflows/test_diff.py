@@ -86,7 +86,8 @@ def test_changed_texts_alone_are_encoded_again(store: Store, backbone: Counting)
     assert encode(store, backbone) == []
     report = diff(store.path, 1)
     (space,) = report.spaces
-    assert (space.state, space.added, space.changed, space.removed) == ("changed", 0, 3, 0)
+    assert (space.added, space.changed, space.removed) == (0, 3, 0)
+    assert space.what == f"{next(iter(store.spaces()))} (random:8)"
     (changed,) = report.descriptions
     assert (changed.what, changed.added, changed.changed, changed.removed) == ("human refseq", 0, 3, 0)
     assert [(e.before, e.after) for e in report.examples] == [
@@ -139,7 +140,7 @@ def test_all_that_can_differ(store: Store, backbone: Counting) -> None:
     assert examples["removed", "HGNC:2"].symbol == "G2"
     text = str(report)
     for part in (
-        "genes, human: 1 added, 1 renamed, 1 removed",
+        "genes, human: 1 added, 1 changed, 1 removed",
         "references replaced: a",
         "- Text 3.",
         "+ New.",
@@ -156,7 +157,7 @@ def test_the_same_and_the_empty(store: Store) -> None:
     report = diff(store.path, 1, 1)
     assert report.same and report.lines()[-1] == "nothing differs"
     first = diff(store.path, 0, limit=2)
-    assert first.descriptions[0].added == 20 and first.spaces[0].state == "added"
+    assert first.descriptions[0].added == 20 and first.spaces[0].added == 20
     assert first.references["added"] == ["a", "b"] and len(first.examples) == 4
     assert diff(store.path, "current", 0).descriptions[0].removed == 20
 

@@ -72,8 +72,8 @@ def test_texts_become_descriptions_with_where_they_come_from(store: Path, tmp_pa
     path.write_text(json.dumps(pages))
     report = import_legacy(store, [path])
     [file] = report.files
-    assert (file.read, file.matched, file.refused, file.holds) == (4, 2, 2, "texts")
-    assert report.generation == "2" and "INS (3)" in " ".join(file.examples["refused"])
+    assert (file.read, file.matched, file.skipped["refused"], file.dim) == (4, 2, 2, 0)
+    assert report.generation == "2" and "3: " in " ".join(file.examples["refused"])
     got = texts(store)
     [gcg] = got["HGNC:4191"]
     assert (gcg.text, gcg.kind, gcg.source) == ("Glucagon.", "human", "legacy:human-genes")
@@ -102,7 +102,8 @@ def write_vectors(path: Path, vectors: dict[str, Any]) -> Path:
 def test_vectors_become_a_space_with_each_vector_on_its_gene(store: Path, tmp_path: Path) -> None:
     report = import_legacy(store, [write_vectors(tmp_path / "GenePT.pickle", VECTORS)])
     [file] = report.files
-    assert (file.matched, file.ambiguous, file.unknown, file.repeated, file.read) == (2, 1, 1, 1, 5)
+    assert (file.matched, file.read) == (2, 5)
+    assert file.skipped == {"unknown": 1, "ambiguous": 1, "refused": 0, "repeated": 1}
     space = Store(store).space(file.space)
     assert space is not None
     assert (space.space.backbone, space.space.template, space.space.pooling) == (
@@ -158,9 +159,8 @@ def test_names_and_options(store: Path, tmp_path: Path) -> None:
     for files, options, code, where in (
         ([path], {"name": "a/b"}, "bad-name", "--name"),
         ([path], {"species": "rart"}, "unknown-choice", "--species"),
-        ([path, path], {"name": "x"}, "usage", "--name"),
+        ([path, path], {"name": "x"}, "bad-name", "x, x"),
         ([path, tmp_path / "v.json"], {}, "bad-name", "v, v"),
-        ([], {}, "usage", "FILE"),
     ):
         with pytest.raises(InputError) as caught:
             import_legacy(store, files, **options)  # type: ignore[arg-type]

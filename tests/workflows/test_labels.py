@@ -12,7 +12,7 @@ import pytest
 
 import scvec
 from scvec.base.errors import InputError
-from scvec.celltypes.label_terms import class_ontology, match_labels
+from scvec.celltypes.terms import class_ontology, match_labels
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.store import Store
 

@@ -13,7 +13,7 @@ import pytest
 import scvec
 from scvec.base.errors import InputError
 from scvec.base.types import Neighbors
-from scvec.celltypes.ontology import ClassOntology
+from scvec.celltypes.terms import ClassOntology
 from scvec.model.annotation import Annotation
 from scvec.model.query_options import QueryOptions
 from scvec.stores.store.store import Store

@@ -22,7 +22,7 @@ from scvec.ingest.cells.source import CellSource, unique_names
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.ingest.cells.contents import Contents
+    from scvec.ingest.cells.readers import Contents
 
 __all__ = ["VectorSource", "open_cells"]
 

@@ -127,7 +127,6 @@ class MatrixProfile:
     minimum: float = math.inf
     maximum: float = -math.inf
     all_integer: bool = True
-    _sums: list[npt.NDArray[np.float64]] = field(default_factory=list)
     _kept: list[sp.csr_matrix[Any]] = field(default_factory=list)
     _n_kept: int = 0
 

@@ -20,11 +20,9 @@ import scipy.sparse as sp
 from scvec.base import arrays
 from scvec.base.arrays import Packed, blocks, release
 from scvec.base.errors import InputError, ScvecError
-from scvec.base.parallel import read_ahead
-from scvec.base.resources import parse_memory
+from scvec.base.resources import parse_memory, read_ahead
 from scvec.base.results import count_text
 from scvec.base.species import known_species
-from scvec.ingest.cells.contents import Contents, named
 from scvec.ingest.cells.expression import (
     Codes,
     ExpressionState,
@@ -35,7 +33,7 @@ from scvec.ingest.cells.expression import (
 )
 from scvec.ingest.cells.label_columns import labels
 from scvec.ingest.cells.matrix import MatrixReader, is_only_here, open_matrix
-from scvec.ingest.cells.readers import contents_of
+from scvec.ingest.cells.readers import Contents, contents_of, named
 from scvec.ingest.cells.readers.anndata import contents_of_adata
 from scvec.ingest.cells.values import check_values, detect_state, mixed_message, odd_rows, scale_codes
 
@@ -218,7 +216,7 @@ def _is_text(values: pd.Series[Any]) -> bool:
 
 _SAMPLE_BLOCKS, _SAMPLE_ROWS = 8, 128
 #: Fraction of the memory (1/16) for a block of rows. Up to four blocks exist at a time
-#: (:mod:`scvec.base.parallel`), each with copies several times as large.
+#: (:mod:`scvec.base.resources`), each with copies several times as large.
 _SHARE = 16
 #: Rows with a scale unlike the others that are examined together.
 _ODD_ROWS = 1024
@@ -438,13 +436,7 @@ def _empty_choice(
 
 
 def _fill(choice: Choice, profile: MatrixProfile, step: int, *, judged: bool) -> None:
-    """Read every row once to fill the totals of a choice and a profile.
-
-    Parameters
-    ----------
-    judged
-        Whether the profile samples the rows that are not on the scale of the others.
-    """
+    """Read every row once to fill totals and a profile, which ``judged`` limits to rows on another scale."""
     reader, state, mask = choice.reader, choice.state, choice.feature_mask
     genes = np.flatnonzero(mask)
     reader.n_unsorted = reader.n_duplicates = 0

@@ -22,9 +22,8 @@ import pandas as pd
 from scvec.base.arrays import release
 from scvec.base.errors import InputError, disk_errors, reading
 from scvec.base.resources import expanded, parse_memory
-from scvec.ingest.cells.contents import Contents
 from scvec.ingest.cells.matrix import MatrixReader, open_matrix
-from scvec.ingest.cells.readers import contents_of, kind_of
+from scvec.ingest.cells.readers import Contents, contents_of, kind_of
 from scvec.ingest.cells.readers.checks import check_h5ad
 
 if TYPE_CHECKING:

@@ -211,7 +211,7 @@ _UNIPROT = {
 
 
 def _panther(row: Sequence[str]) -> list[str]:
-    """Return the taxon and the gene of both sides of a row of PANTHER; empty where it names none."""
+    """Return the taxon and the gene of both sides of a row of PANTHER; empty if they are missing."""
     found: list[str] = []
     for cell in row[:2]:
         match = _PANTHER.match(cell)
@@ -242,7 +242,7 @@ _SCORES = ("diopt score", "algorithms match", "support", "score", "confidence", 
 _TAXA = re.compile(
     r"tax(on)? ?id|^((ortholog|query|target|source|other) )?(species|organism)( ?[12ab])?( name)?$"
 )
-#: What a header of two sides alike ends with: gene_1, Gene A.
+#: Ends of two headers that differ only in the side: gene_1, Gene A.
 _NUMBERED = re.compile(r"(?<=[a-z])(?: ?[12]| [ab])$")
 #: Ids of proteins and of their groups: of Ensembl (and eggNOG), OrthoDB, UniProt.
 _PROTEIN = re.compile(
@@ -394,7 +394,7 @@ def _is_taxon(probe: Sequence[Sequence[str]], at: int) -> bool:
 
 
 def _group(probe: Sequence[Sequence[str]], taxon: int) -> int | None:
-    """Return the column whose values hold genes of several species together; None where there is none."""
+    """Return the column with genes of several species in one value; None if no column has them."""
     best: tuple[int, int] | None = None
     for at in range(max((len(row) for row in probe), default=0)):
         members: dict[str, set[str]] = defaultdict(set)
@@ -408,7 +408,7 @@ def _group(probe: Sequence[Sequence[str]], taxon: int) -> int | None:
 
 
 def _merged(sides: Sequence[Side]) -> list[Side]:
-    """Return the sides, those of one species together where they name its genes in other ways."""
+    """Return the sides; columns with other names of the genes of one species are joined."""
     found: list[Side] = []
     for side in sides:
         same = [one for one in found if side.species and one.species == side.species and one.taxon is None]

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from scvec.base.records import Answer, Failure, Job
+from scvec.base.types import Answer, Failure, Job
 from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import ServiceError
@@ -102,7 +102,7 @@ def tidy(text: str, limit: int) -> str:
 
 
 class Question(Protocol):
-    """What a chat model is asked for one job."""
+    """A question of one job to a chat model."""
 
     @property
     def schema(self) -> Mapping[str, Any]:
@@ -114,13 +114,13 @@ class Question(Protocol):
         ...
 
     def read(self, reply: Reply) -> Any:
-        """Return what a reply says; raise UnfitError where it cannot be used."""
+        """Return the content of a reply; raise UnfitError if it cannot be used."""
         ...
 
 
-def prompted(prompt: str, told: str, reason: str = "") -> list[dict[str, str]]:
-    """Return messages: the prompt, what is told, and why an earlier answer could not be used."""
-    messages = [{"role": "system", "content": prompt}, {"role": "user", "content": told}]
+def prompted(prompt: str, question: str, reason: str = "") -> list[dict[str, str]]:
+    """Return messages: the prompt, the question, and why an earlier answer could not be used."""
+    messages = [{"role": "system", "content": prompt}, {"role": "user", "content": question}]
     if reason:
         # The earlier answer is not sent back, because it may contain instructions.
         text = f"An earlier answer could not be used: {reason}. Answer anew, in the form asked for."
@@ -135,14 +135,13 @@ class ChatSource(Generic[Q]):
     """A chat model as a source of answers (:class:`~scvec.ingest.sources.run.Source`).
 
     It is an async context manager that enters the service. ``budget`` pays all attempts. A reply that cannot
-    be used is requested again, and stays where a later call fails and the job is asked again.
+    be used is requested again. It is kept if a later call fails and the job is repeated.
     """
 
     batch_size = 1
     #: Largest number of replies to a job.
     tries: ClassVar[int]
-    #: Limit on tokens of a reply in the first attempt, and at most. What a model that reasons thinks counts
-    #: too.
+    #: Limit on tokens of a reply in the first attempt, and in any attempt; hidden reasoning counts too.
     limits: ClassVar[tuple[int, int]]
     limits_reasoning: ClassVar[tuple[int, int]] = (4000, 16_000)
 
@@ -172,7 +171,7 @@ class ChatSource(Generic[Q]):
         return [d for d in done if isinstance(d, Answer)], [d for d in done if isinstance(d, Failure)]
 
     def kept(self, reply: Reply) -> Reply:
-        """Return what is kept of a reply."""
+        """Return the parts of a reply to keep."""
         return reply
 
     def outcome(self, job: Job, question: Q, replies: Sequence[Reply], reason: str) -> Answer | Failure:
@@ -201,7 +200,7 @@ class ChatSource(Generic[Q]):
 
 
 def _unfit(question: Question, reply: Reply) -> str:
-    """Return why a reply cannot be used; empty where it can."""
+    """Return the reason why a reply cannot be used; empty if it can."""
     try:
         question.read(reply)
     except UnfitError as error:

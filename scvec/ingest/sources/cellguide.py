@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from scvec.base.errors import InputError
-from scvec.base.records import Answer, Failure, Job, Marker, Note
+from scvec.base.types import Answer, Failure, Job, Marker, Note
 from scvec.ingest.sources import marker_source
 from scvec.ingest.sources.facts import text_field
 from scvec.ingest.sources.http import MarkerSource

@@ -106,7 +106,7 @@ def clean_summary(
     text = text[: 4 * longest]
     found: list[re.Match[str]] = []
 
-    def taken(match: re.Match[str]) -> str:
+    def collect(match: re.Match[str]) -> str:
         found.append(match)
         dot = "." if match["before"] or match["after"] else ""
         following = match.string[match.end() : match.end() + 1]
@@ -120,7 +120,7 @@ def clean_summary(
         text = unicodedata.normalize("NFC", text if text.isprintable() else "".join(map(_plain, text)))
         text = " ".join(text.split())
         if tags:
-            text = " ".join(_TAG.sub(taken, text).split())
+            text = " ".join(_TAG.sub(collect, text).split())
         if len(text) > longest:
             text = text[:longest].rstrip()
         if n_round >= _ROUNDS:

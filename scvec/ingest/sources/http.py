@@ -16,9 +16,8 @@ from yarl import URL
 
 from scvec import __version__
 from scvec.base.errors import InputError
-from scvec.base.records import Answer, Failure, Job, Note, Wanted
 from scvec.base.settings import ServiceSettings, is_loopback, redact
-from scvec.base.types import Description, Gene
+from scvec.base.types import Answer, Description, Failure, Gene, Job, Note, Wanted
 from scvec.ingest.sources.facts import clean_summary, clean_text, facts_of, provenance_json
 from scvec.ingest.sources.retry import PATIENCE, Caller, Kind, RateLimit, ServiceError, parse_retry_after
 
@@ -177,7 +176,7 @@ class HttpClient:
         return await self.caller.call(request)
 
     async def get_read(self, path: str, read: Callable[[bytes], T]) -> T:
-        """Get a file and return what ``read`` makes of the body, which is empty where there is no file."""
+        """Get a file and return the result of ``read`` for its body; a missing file has an empty body."""
 
         async def request() -> T:
             try:
@@ -188,13 +187,13 @@ class HttpClient:
         return await self.caller.call(request, unfit=3)
 
     async def get_json(self, path: str, shape: type[T]) -> T | None:
-        """Get a JSON file, which must be a ``shape``; None where there is no such file."""
+        """Get a JSON file, which must be a ``shape``; None if the file is missing."""
 
         def read(body: bytes) -> T | None:
             try:
                 return self._parsed(body, shape) if body.strip() else None
             except ServiceError as error:
-                # One damaged file does not tell that the service is gone.
+                # One damaged file does not mean that the service is down.
                 raise ServiceError("unfit", error.reason) from None
 
         return await self.get_read(path, read)
@@ -422,7 +421,7 @@ class MarkerSource(_HttpSource):
 
     A subclass sets ``url``, ``limit`` and ``requests``, defines :meth:`index` and :meth:`ask`, and is
     registered by ``@marker_source(NAME)``. A job is about one term of the Cell Ontology (``gene_id``), and
-    its ``prompt`` is the version that :meth:`index` told.
+    its ``prompt`` is the version that :meth:`index` returns.
     """
 
     batch_size = 1

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.species import known_species
+from scvec.base.types import Answer, Failure, Job, Wanted
 from scvec.ingest.sources import gene_source
 from scvec.ingest.sources.facts import (
     SPECIES_OF_TAXON,

@@ -13,9 +13,8 @@ from urllib.parse import urlsplit
 
 from scvec.base.errors import AuthError, InputError
 from scvec.base.settings import ServiceSettings, is_loopback, redact
-from scvec.ingest.sources.prices import Budget
+from scvec.ingest.sources.prices import Budget, count_tokens
 from scvec.ingest.sources.retry import PATIENCE, Caller, Kind, ServiceError, parse_retry_after
-from scvec.ingest.sources.tokens import count_tokens
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -317,11 +317,11 @@ class RateLimit:
             async with self._locked():
                 now = time.time()
                 # A turn in the future was written before the clock was set back.
-                taken = [t for t in self._read() if t <= now][-self._burst :]
-                if len(taken) == self._burst:
-                    await asyncio.sleep(taken[0] + self._window - now)
+                turns = [t for t in self._read() if t <= now][-self._burst :]
+                if len(turns) == self._burst:
+                    await asyncio.sleep(turns[0] + self._window - now)
                 now = time.time()
-                self._path.write_text(json.dumps([*taken, now][-self._burst :]), encoding="ascii")
+                self._path.write_text(json.dumps([*turns, now][-self._burst :]), encoding="ascii")
                 return now
         except OSError as error:
             raise ResourceError(

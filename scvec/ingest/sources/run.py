@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from scvec.base.records import Answer, Failure, Job
+from scvec.base.types import Answer, Failure, Job
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 
 __all__ = ["Batches", "Harvest", "Sizes", "Source", "Stop", "Tally", "ask_all", "harvest", "run_async"]

@@ -605,11 +605,6 @@ class IvfIndex(Index):
 
         A small subset (below `FLAT_BELOW` rows or a twentieth of the index) is searched exactly. For a larger
         subset, the number of opened lists grows in proportion.
-
-        Raises
-        ------
-        StoreError
-            The index file names rows that do not exist.
         """
         effort, selector = self.effort, None
         if rows is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from scvec.stores.knowledge.tables import Tables
+from scvec.stores.knowledge.tables import Tables, arrow, registered
 
 __all__ = ["GeneSearch", "words"]
 
@@ -80,7 +80,7 @@ class GeneSearch(Tables):
         documents = self._documents(species, terms)
         # Words have only letters and digits, so they need no escaping in a regular expression.
         query = pa.table({"word": wanted, "pattern": [_pattern(w) for w in wanted]})
-        with self._registered(query=query):
+        with registered(self._con, query=query):
             rows = self._all(
                 f"""
                 WITH size AS (
@@ -152,7 +152,7 @@ class GeneSearch(Tables):
         } - STOP_WORDS
         wanted = pa.table({"folded": [n.lower() for n in names], "rank": list(range(len(names)))})
         said = pa.table({"said": pa.array(sorted(phrases), pa.string())})
-        with self._registered(wanted=wanted, said=said, chosen=pa.table({"species": list(species)})):
+        with registered(self._con, wanted=wanted, said=said, chosen=pa.table({"species": list(species)})):
             rows = self._all(
                 "SELECT gene_id FROM (SELECT gene_id, species, CASE kind WHEN 'symbol' THEN 0 WHEN 'ensembl'"
                 " THEN 1 WHEN 'previous' THEN 3 ELSE 4 END AS place, rank FROM aliases JOIN wanted"
@@ -164,9 +164,7 @@ class GeneSearch(Tables):
 
     def go_terms_of(self, gene_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
         """Return gene id -> its Gene Ontology terms as (id, name), sorted by id; omit genes without terms."""
-        import pyarrow as pa
-
-        with self._registered(wanted=pa.table({"gene_id": pa.array(list(gene_ids), pa.string())})):
+        with registered(self._con, wanted=arrow(((g,) for g in gene_ids), gene_id="string")):
             rows = self._all(
                 "SELECT gene_id, go_id, name FROM go_annotations JOIN go_terms USING (go_id)"
                 " SEMI JOIN wanted USING (gene_id) ORDER BY gene_id, go_id"

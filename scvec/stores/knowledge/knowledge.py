@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scvec.base.errors import StoreError
-from scvec.base.records import Answer, Failure, Job, Note
 from scvec.base.species import SPECIES
-from scvec.base.types import Description, Gene
+from scvec.base.types import Answer, Description, Failure, Gene, Job, Note
 from scvec.stores.knowledge.gene_search import GeneSearch
 from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot, load_ontologies, load_snapshot_genes
 from scvec.stores.knowledge.tables import (
@@ -21,6 +21,7 @@ from scvec.stores.knowledge.tables import (
     SCHEMA_VERSION,
     Digest,
     Tables,
+    arrow,
     connect,
     create,
     current_version,
@@ -29,6 +30,7 @@ from scvec.stores.knowledge.tables import (
     insert_aliases,
     insert_orthologs,
     marker_table,
+    registered,
     translate,
     upsert,
     upsert_descriptions,
@@ -42,17 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CellOntology", "Descriptions", "Jobs", "KnowledgeBase", "absorb", "load_genes", "match_genes"]
 
-_FIELDS = (
-    "gene_id",
-    "text",
-    "source",
-    "source_version",
-    "retrieved_at",
-    "kind",
-    "model",
-    "prompt",
-    "provenance",
-)
+_FIELDS = "gene_id text source source_version retrieved_at kind model prompt provenance".split()
 
 
 class Descriptions(Tables):
@@ -73,13 +65,11 @@ class Descriptions(Tables):
             Kinds of description, best first; other kinds are not used. Among texts of the same kind the
             latest one wins. Among texts of the same kind and day NCBI's wins, because other sources copy it.
         """
-        import pyarrow as pa
-
         wanted = None if gene_ids is None else list(dict.fromkeys(gene_ids))
-        tables = {"prefer": pa.table({"kind": list(prefer), "rank": list(range(len(prefer)))})}
+        tables = {"prefer": arrow(zip(prefer, range(len(prefer)), strict=True), kind="string", rank="int64")}
         if wanted is not None:
-            tables["wanted"] = pa.table({"gene_id": pa.array(wanted, pa.string())})
-        with self._registered(**tables):
+            tables["wanted"] = arrow(((g,) for g in wanted), gene_id="string")
+        with registered(self._con, **tables):
             rows = self._all(
                 f"SELECT {', '.join(_FIELDS)} FROM descriptions JOIN prefer USING (kind)"
                 + (" SEMI JOIN wanted USING (gene_id)" if wanted is not None else "")
@@ -115,22 +105,9 @@ def match_genes(con: Any, genes: Sequence[Gene]) -> list[str]:
     official symbol. The last two rules need a unique gene without a different Entrez id. If several records
     match one gene by the same rule, the first record gets it, and the others keep their own ids.
     """
-    import pyarrow as pa
-
-    con.register("incoming", _gene_table(genes))
-    con.register(
-        "incoming_ensembl",
-        pa.table(
-            {
-                "row": pa.array([i for i, g in enumerate(genes) for _ in g.ensembl_ids], pa.int64()),
-                "name": pa.array([e for g in genes for e in g.ensembl_ids], pa.string()),
-                "numbered": pa.array(
-                    [g.entrez_id is not None for g in genes for _ in g.ensembl_ids], pa.bool_()
-                ),
-            }
-        ),
-    )
-    try:
+    ensembl = [(i, e, g.entrez_id is not None) for i, g in enumerate(genes) for e in g.ensembl_ids]
+    ensembl_table = arrow(ensembl, row="int64", name="string", numbered="bool")
+    with registered(con, incoming=_gene_table(genes), incoming_ensembl=ensembl_table):
         hits = con.execute(
             """
             WITH hits AS (
@@ -157,9 +134,6 @@ def match_genes(con: Any, genes: Sequence[Gene]) -> list[str]:
             QUALIFY row_number() OVER (PARTITION BY gene_id ORDER BY step, row) = 1
             """
         ).fetchall()
-    finally:
-        con.unregister("incoming")
-        con.unregister("incoming_ensembl")
     ids = [g.gene_id for g in genes]
     for row, gene_id in hits:
         ids[row] = gene_id
@@ -190,11 +164,8 @@ def load_genes(
         SQL condition over ``s`` (the record) and ``t`` (the stored gene); if true, the record replaces stored
         values.
     """
-    import pyarrow as pa
-
-    table = _gene_table(genes).set_column(1, "gene_id", pa.array(list(gene_ids), pa.string()))
-    table = table.append_column("source", pa.array(list(sources), pa.string()))
-    table = table.append_column("source_version", pa.array(list(versions), pa.string()))
+    origins = zip(gene_ids, sources, versions, strict=True)
+    table = _gene_table(genes, origins, gene_id="string", source="string", source_version="string")
     con.register("records", table)
     con.execute(
         # The authority's symbol stays official, so a different symbol in a file becomes an alias. The symbol
@@ -225,16 +196,9 @@ def load_genes(
         },
     )
     names = [(i, name, kind) for i, gene in enumerate(genes) for name, kind in _names(gene)]
-    columns = list(zip(*names, strict=True)) or [(), (), ()]
     insert_aliases(
         con,
-        pa.table(
-            {
-                "row": pa.array(columns[0], pa.int64()),
-                "name": pa.array(columns[1], pa.string()),
-                "kind": pa.array(columns[2], pa.string()),
-            }
-        ),
+        arrow(names, row="int64", name="string", kind="string"),
         "SELECT f.gene_id, f.species, i.name,"
         " if(i.kind = 'symbol' AND NOT f.official, 'alias', i.kind) AS kind"
         " FROM incoming i JOIN fresh f USING (row)",
@@ -251,24 +215,20 @@ def _names(gene: Gene) -> Iterable[tuple[str, str]]:
                 yield name, kind
 
 
-def _gene_table(genes: Sequence[Gene]) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table(
-        {
-            "row": pa.array(range(len(genes)), pa.int64()),
-            "gene_id": pa.array([g.gene_id for g in genes], pa.string()),
-            "species": pa.array([g.species for g in genes], pa.string()),
-            "symbol": pa.array([g.symbol for g in genes], pa.string()),
-            "entrez_id": pa.array([g.entrez_id for g in genes], pa.int64()),
-            "name": pa.array([g.name for g in genes], pa.string()),
-            "gene_type": pa.array([g.gene_type for g in genes], pa.string()),
-        }
+def _gene_table(genes: Sequence[Gene], more: Iterable[Sequence[Any]] | None = None, **kinds: str) -> pa.Table:
+    """Return genes, and ``more`` values of ``kinds`` for each gene (else its id), as an Arrow table."""
+    own = dict.fromkeys(("species", "symbol", "entrez_id", "name", "gene_type"), "string")
+    values = ((gene.gene_id,) for gene in genes) if more is None else more
+    rows = (
+        (i, *(getattr(gene, name) for name in own), *others)
+        for i, (gene, others) in enumerate(zip(genes, values, strict=True))
     )
+    return arrow(rows, row="int64", **own | {"entrez_id": "int64"}, **kinds or {"gene_id": "string"})
 
 
 JOB_KEYS = ("gene_id", "source", "model", "prompt", "input_sha256")
 _KEY = ", ".join(JOB_KEYS)
+_values = attrgetter(*JOB_KEYS)
 
 #: Number of answers in memory at once.
 BATCH = 5000
@@ -287,7 +247,7 @@ class Jobs(Tables):
 
     def jobs_done(self, jobs: Iterable[Job]) -> set[Job]:
         """Return the jobs that have an answer in the knowledge base."""
-        with self._registered(asked=_job_table(jobs)):
+        with registered(self._con, asked=_job_table(jobs)):
             rows = self._all(f"SELECT {_KEY} FROM jobs SEMI JOIN asked USING ({_KEY}) WHERE status = 'done'")
         return {Job(*row) for row in rows}
 
@@ -389,15 +349,10 @@ def _with_own_id(gene: Gene | None) -> Gene | None:
 
 
 def _species(con: Any, gene_ids: set[str]) -> dict[str, Any]:
-    import pyarrow as pa
-
-    con.register("asked", pa.table({"gene_id": pa.array(sorted(gene_ids), pa.string())}))
-    try:
+    with registered(con, asked=arrow(((g,) for g in sorted(gene_ids)), gene_id="string")):
         return dict(
             con.execute("SELECT gene_id, species FROM genes SEMI JOIN asked USING (gene_id)").fetchall()
         )
-    finally:
-        con.unregister("asked")
 
 
 _Record = tuple[str, Gene, Answer]
@@ -405,17 +360,12 @@ _Record = tuple[str, Gene, Answer]
 
 def _without_taken_ids(con: Any, records: list[_Record]) -> list[_Record]:
     """Remove Entrez ids that belong to another gene: each Entrez id belongs to one gene."""
-    import pyarrow as pa
-
     numbers = sorted({g.entrez_id for _, g, _ in records if g.entrez_id is not None})
-    con.register("numbers", pa.table({"entrez_id": pa.array(numbers, pa.int64())}))
-    try:
+    with registered(con, numbers=arrow(((n,) for n in numbers), entrez_id="int64")):
         rows = con.execute(
             "SELECT entrez_id, species, min(gene_id) FROM genes SEMI JOIN numbers USING (entrez_id)"
             " GROUP BY ALL"
         ).fetchall()
-    finally:
-        con.unregister("numbers")
     owner = {(number, species): gene_id for number, species, gene_id in rows}
     free = []
     for gene_id, gene, answer in records:
@@ -448,21 +398,17 @@ def _version(answer: Answer) -> str:
 
 
 def _put_notes(con: Any, notes: Sequence[Note]) -> int:
-    import pyarrow as pa
-
-    aged = sorted(((n.retrieved_at, n.source_version, n.to_json(), n) for n in notes), key=lambda r: r[:3])
-    rows = {(n.gene_id, n.source): (n, facts) for _, _, facts, n in aged}  # the last note with a key counts
-    columns = {
-        field: pa.array([getattr(n, field) for n, _ in rows.values()], pa.string())
-        for field in ("gene_id", "source", "source_version", "retrieved_at")
-    }
-    table = pa.table({**columns, "facts": pa.array([facts for _, facts in rows.values()], pa.string())})
+    rows = [(n.gene_id, n.source, n.source_version, n.retrieved_at, n.to_json()) for n in notes]
+    rows.sort(key=lambda row: (row[3], row[2], row[4]))
+    last = {row[:2]: row for row in rows}  # the last note with a key counts
+    fields = ("gene_id", "source", "source_version", "retrieved_at", "facts")
+    table = arrow(last.values(), **dict.fromkeys(fields, "string"))
     update = {c: f"s.{c}" for c in ("source_version", "retrieved_at", "facts")}
     return upsert(con, "notes", table, "SELECT * FROM incoming", ("gene_id", "source"), update, _NEWER)
 
 
 def _put_markers(con: Any, answers: Sequence[Answer]) -> None:
-    """Put the markers of cell types in place of those that their sources told before."""
+    """Replace the markers that the same sources gave before for the same cell types."""
     last = {(a.job.gene_id, a.job.source): a for a in sorted(answers, key=lambda a: a.retrieved_at)}
     for cl_id, source in last:
         con.execute("DELETE FROM markers WHERE cl_id = ? AND starts_with(source, ?)", [cl_id, source])
@@ -472,20 +418,15 @@ def _put_markers(con: Any, answers: Sequence[Answer]) -> None:
 
 
 def _put_done(con: Any, placed: Sequence[_Placed]) -> None:
-    import pyarrow as pa
-
     # Store the job itself, so that it is not asked again, and the same job under the gene of the answer.
     done: dict[Job, Answer] = {}
     for gene_id, answer in placed:
         done[answer.job] = answer
         done.setdefault(replace(answer.job, gene_id=gene_id), answer)
-    table = _job_table(done).append_column(
-        "updated_at", pa.array([a.retrieved_at for a in done.values()], pa.string())
-    )
     upsert(
         con,
         "jobs",
-        table,
+        _job_table(done, ((a.retrieved_at,) for a in done.values()), updated_at="string"),
         "SELECT *, 'done' AS status, 1 AS attempts, '' AS error, false AS final FROM incoming",
         JOB_KEYS,
         {c: f"s.{c}" for c in ("status", "attempts", "error", "final", "updated_at")},
@@ -494,20 +435,12 @@ def _put_done(con: Any, placed: Sequence[_Placed]) -> None:
 
 
 def _put_failed(con: Any, failures: Sequence[Failure]) -> None:
-    import pyarrow as pa
-
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    table = _job_table(f.job for f in failures)
-    for name, values, kind in (
-        ("attempts", [f.attempts for f in failures], pa.int64()),
-        ("error", [f.reason for f in failures], pa.string()),
-        ("final", [f.final for f in failures], pa.bool_()),
-    ):
-        table = table.append_column(name, pa.array(values, kind))
+    more = ((f.attempts, f.reason, f.final) for f in failures)
     upsert(
         con,
         "jobs",
-        table,
+        _job_table([f.job for f in failures], more, attempts="int64", error="string", final="bool"),
         f"SELECT *, 'failed' AS status, '{now}' AS updated_at FROM incoming",
         JOB_KEYS,
         {c: f"s.{c}" for c in ("attempts", "error", "final")},
@@ -515,12 +448,12 @@ def _put_failed(con: Any, failures: Sequence[Failure]) -> None:
     )
 
 
-def _job_table(jobs: Iterable[Job]) -> pa.Table:
-    """Return the keys of jobs as an Arrow table, in order."""
-    import pyarrow as pa
-
+def _job_table(jobs: Iterable[Job], more: Iterable[Sequence[Any]] | None = None, **kinds: str) -> pa.Table:
+    """Return the keys of jobs, and ``more`` values of ``kinds`` for each job, as an Arrow table, in order."""
     listed = list(jobs)
-    return pa.table({k: pa.array([getattr(job, k) for job in listed], pa.string()) for k in JOB_KEYS})
+    values = [()] * len(listed) if more is None else more
+    rows = ((*_values(job), *others) for job, others in zip(listed, values, strict=True))
+    return arrow(rows, **dict.fromkeys(JOB_KEYS, "string"), **kinds)
 
 
 class CellOntology(Tables):
@@ -692,7 +625,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         rows
             Table with the columns of :meth:`orthologs` but for ``source``; genes are stored ids.
         source
-            Name of the table that they came from: what was loaded under it before goes.
+            Name of the table of origin; pairs that were loaded under this name before are deleted.
         """
         with self.transaction():
             self._con.execute("DELETE FROM orthologs WHERE source = ?", [source])

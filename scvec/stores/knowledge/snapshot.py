@@ -17,6 +17,7 @@ from scvec.stores.knowledge.tables import (
     insert,
     insert_aliases,
     insert_orthologs,
+    registered,
     upsert,
     upsert_descriptions,
 )
@@ -39,11 +40,8 @@ def load_ontologies(con: Any, snapshot: Snapshot) -> None:
     insert_orthologs(con, snapshot.table("orthologs"), SNAPSHOT_SOURCE)
     # Markers that users loaded stay.
     rows = snapshot.table("markers")
-    con.register("shipped_markers", rows)
-    try:
+    with registered(con, shipped_markers=rows):
         con.execute("DELETE FROM markers WHERE source IN (SELECT source FROM shipped_markers)")
-    finally:
-        con.unregister("shipped_markers")
     insert(con, "markers", rows, "SELECT * FROM incoming")
 
 
@@ -55,15 +53,12 @@ def load_snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], so
     parts = snapshot.parts(species)
     genes = pa.concat_tables([snapshot.table(f"{part}genes") for part in parts])
     genes = genes.filter(pc.is_in(genes["species"], pa.array(species)))
-    con.register("snapshot_genes", genes)
     stamp = f"{_text(source)} AS source, {_text(snapshot.version)} AS source_version"
-    try:
+    with registered(con, snapshot_genes=genes):
         con.execute(
             "CREATE OR REPLACE TEMP TABLE chosen AS"
             " SELECT gene_id, species, symbol, entrez_id FROM snapshot_genes"
         )
-    finally:
-        con.unregister("snapshot_genes")
     _adopt(con)
     added = {}
     added["genes"] = upsert(
@@ -217,11 +212,11 @@ class Snapshot:
 
     @property
     def species(self) -> tuple[str, ...]:
-        """All species whose genes are in the snapshot, those that go into every store first."""
+        """All species with genes in the snapshot; the species of every store first."""
         return (*SPECIES, *self.more_species)
 
     def parts(self, species: Sequence[str]) -> list[str]:
-        """Return what the names of the tables begin with that hold the genes of some species."""
+        """Return the prefixes of the names of the tables with the genes of some species."""
         own, more = (set(species) & set(s) for s in (SPECIES, self.more_species))
         return [part for part, there in (("", own), ("more_", more)) if there]
 

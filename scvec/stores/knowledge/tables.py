@@ -1,18 +1,23 @@
-"""The DuckDB file of the gene knowledge base: its tables, and functions to read and write rows."""
+"""The DuckDB file of the gene knowledge base: its tables, their rows, and SQL conditions of users."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvec.base.errors import LockedError, ResourceError, ScvecError, StoreError
-from scvec.base.records import Marker
-from scvec.base.types import Description
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.errors import InputError, LockedError, ResourceError, ScvecError, StoreError, did_you_mean
+from scvec.base.types import Description, Marker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +29,7 @@ __all__ = [
     "TIME_COLUMNS",
     "Digest",
     "Tables",
+    "arrow",
     "connect",
     "create",
     "current_version",
@@ -32,19 +38,39 @@ __all__ = [
     "insert_aliases",
     "insert_orthologs",
     "marker_table",
+    "registered",
+    "rows_where",
     "translate",
     "upsert",
     "upsert_descriptions",
 ]
 
 
+def arrow(rows: Iterable[Sequence[Any]], **kinds: str) -> pa.Table:
+    """Return rows as an Arrow table; ``kinds`` are the types of its columns by name, such as ``string``."""
+    import pyarrow as pa
+
+    columns = list(zip(*rows, strict=True)) or [()] * len(kinds)
+    values = zip(kinds.items(), columns, strict=True)
+    return pa.table({name: pa.array(column, kind) for (name, kind), column in values})
+
+
+@contextmanager
+def registered(con: Any, **tables: pa.Table) -> Iterator[None]:
+    """Make Arrow tables visible to SQL, by their names, inside the block."""
+    for name, table in tables.items():
+        con.register(name, table)
+    try:
+        yield
+    finally:
+        for name in tables:
+            con.unregister(name)
+
+
 def insert(con: Any, table: str, rows: pa.Table, select: str) -> int:
     """Insert ``SELECT ... FROM incoming`` and return the number of rows added."""
-    con.register("incoming", rows)
-    try:
+    with registered(con, incoming=rows):
         return int(con.execute(f"INSERT INTO {table} BY NAME {select}").fetchall()[0][0])
-    finally:
-        con.unregister("incoming")
 
 
 def upsert(
@@ -77,11 +103,8 @@ def upsert(
     where
         SQL condition over ``s`` and ``t``; other rows are not updated.
     """
-    con.register("incoming", rows)
-    try:
+    with registered(con, incoming=rows):
         con.execute(f"CREATE OR REPLACE TEMP TABLE staged AS {select}")
-    finally:
-        con.unregister("incoming")
     same = " AND ".join(f"t.{key} = s.{key}" for key in keys)
     changed = " OR ".join(f"t.{column} IS DISTINCT FROM {value}" for column, value in update.items())
     sets = ", ".join(f"{column} = {value}" for column, value in update.items())
@@ -113,7 +136,7 @@ def insert_aliases(con: Any, rows: pa.Table, select: str) -> int:
     )
 
 
-#: Kinds of orthologs, the one that tells most first.
+#: Kinds of orthologs, the most specific first.
 _KINDS = ("one2one", "one2many", "many2many", "symbol")
 
 
@@ -145,32 +168,15 @@ def insert_orthologs(con: Any, rows: pa.Table, source: str) -> int:
 
 def description_table(rows: Iterable[Description]) -> pa.Table:
     """Return descriptions as an Arrow table; the last description with a key replaces earlier ones."""
-    import pyarrow as pa
-
     last = {(d.gene_id, d.source, d.model, d.prompt): d for d in rows}
-    fields = (
-        "gene_id",
-        "text",
-        "source",
-        "source_version",
-        "retrieved_at",
-        "sha256",
-        "kind",
-        "model",
-        "prompt",
-        "provenance",
-    )
-    return pa.table({f: pa.array([getattr(d, f) for d in last.values()], pa.string()) for f in fields})
+    fields = "gene_id text source source_version retrieved_at sha256 kind model prompt provenance".split()
+    return arrow([[getattr(d, f) for f in fields] for d in last.values()], **dict.fromkeys(fields, "string"))
 
 
 def marker_table(markers: Iterable[Marker]) -> pa.Table:
-    """Markers as an Arrow table."""
-    import pyarrow as pa
-
-    text = pa.string()
-    kinds = dict.fromkeys(("cl_id", "tissue", "species", "gene", "direction"), text)
-    schema = pa.schema({**kinds, "weight": pa.float32(), "source": text})
-    return pa.Table.from_pylist([asdict(m) for m in markers], schema)
+    """Return markers as an Arrow table."""
+    kinds = dict.fromkeys(("cl_id", "tissue", "species", "gene", "direction"), "string")
+    return arrow(map(astuple, markers), **kinds, weight="float32", source="string")
 
 
 @contextmanager
@@ -285,17 +291,6 @@ class Tables:
         with translate(self.path):
             frame: pd.DataFrame = self._con.execute(sql, list(parameters)).df()
         return frame
-
-    @contextmanager
-    def _registered(self, **tables: pa.Table) -> Iterator[None]:
-        """Make Arrow tables visible to SQL, by their names, inside the block."""
-        for name, table in tables.items():
-            self._con.register(name, table)
-        try:
-            yield
-        finally:
-            for name in tables:
-                self._con.unregister(name)
 
 
 _ORTHOLOGS = """
@@ -446,3 +441,147 @@ class Digest(Tables):
 
 def _sha256(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+#: Allowed kinds of expressions and functions. None of them reads other rows or anything outside the table,
+#: and none makes a value much larger than its input.
+_ALLOWED = frozenset(
+    "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT OPERATOR TYPE".split()
+)
+_FUNCTIONS = frozenset(
+    "~~ !~~ ~~* !~~* ~~~ + - * / // % || abs ceil ceiling concat contains ends_with exp floor greatest"
+    " ilike_escape isfinite isinf isnan least left len length like_escape ln log log10 log2 lower ltrim"
+    " not_ilike_escape not_like_escape nullif pow prefix regexp_full_match regexp_matches right round rtrim"
+    " sign sqrt starts_with strlen strpos substr substring suffix trim trunc upper".split()
+)
+_NESTED = frozenset("ARRAY LIST MAP STRUCT UNION".split())
+#: Largest number of characters of a condition, and memory for running it.
+LONGEST, MEMORY = 10_000, "512MB"
+#: Name of the column with the row number. It is the first column, so if a user's column has the same name,
+#: DuckDB renames the user's column.
+ROW = "_scvec_row"
+#: Time limit for a condition, in seconds. A normal condition takes less than a second.
+SECONDS = 30.0
+
+
+def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference cell") -> npt.NDArray[np.int64]:
+    """Return the numbers (int64, ascending) of the rows that match a SQL condition over the columns.
+
+    The condition is untrusted input. It runs in an empty in-memory database without access to files and
+    network, on one thread, with limits on memory and time. Its parse tree may contain columns, constants,
+    comparisons and allowed functions. Subqueries, lists, aggregates and further statements are refused.
+
+    Parameters
+    ----------
+    table
+        The table. Columns whose names begin with ``_scvec`` are hidden from the condition.
+    condition
+        SQL expression, as after ``WHERE``.
+    what
+        Name of a row in messages.
+
+    Raises
+    ------
+    InputError
+        The condition is not SQL over these columns, takes too long, or matches no row.
+    """
+    import duckdb
+
+    columns = [c for c in table.columns if not str(c).startswith("_scvec")]
+    rows = table[columns].reset_index(drop=True)
+    rows.insert(0, ROW, np.arange(len(rows)))
+    bounds: dict[str, Any] = {"threads": 1, "memory_limit": MEMORY, "temp_directory": ""}
+    con = connect(":memory:", **bounds)
+    done = threading.Event()
+
+    def stop() -> None:
+        # Repeat the interrupt, because an interrupt between two queries has no effect.
+        late = not done.wait(SECONDS)
+        while late and not done.wait(0.05):
+            con.interrupt()
+
+    clock = threading.Thread(target=stop, daemon=True)
+    clock.start()
+    try:
+        con.register("cells", rows)
+        con.execute("SET lock_configuration = true")
+        if (reason := _not_allowed(con, condition)) is not None:
+            raise _bad_where(reason, [str(c) for c in columns], condition, what)
+        found = con.table("cells").filter(condition).project(ROW).fetchnumpy()[ROW]
+    except duckdb.InterruptException as error:
+        slow = f"--where takes longer than {SECONDS:g} seconds"
+        raise InputError(slow, condition, "give a simpler condition", code="bad-where") from error
+    except duckdb.Error as error:
+        raise _bad_where(str(error), [str(c) for c in columns], condition, what) from error
+    finally:
+        done.set()
+        clock.join()
+        con.close()
+    if len(found) == 0:
+        raise InputError(
+            f"no {what} matches --where", condition, _values(table, columns, condition), code="where-no-match"
+        )
+    return np.sort(np.asarray(found, dtype=np.int64))
+
+
+def _not_allowed(con: Any, condition: str) -> str | None:
+    """Return why a condition is not allowed, or None if it is allowed."""
+    if len(condition) > LONGEST:
+        return f"it is longer than {LONGEST:,} characters"
+    # DuckDB only parses this text; it does not run it.
+    text = f"SELECT 1 FROM cells WHERE ({condition}\n)"
+    tree = json.loads(con.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
+    if tree["error"]:
+        return str(tree["error_message"])
+    node = tree["statements"][0]["node"]
+    plain = {"type", "select_list", "from_table", "where_clause", "aggregate_handling", "cte_map"}
+    others = any(v and v != {"map": []} for k, v in node.items() if k not in plain)
+    if len(tree["statements"]) > 1 or node["type"] != "SELECT_NODE" or others:
+        return "it is more than one expression"
+    if node["from_table"]["type"] != "BASE_TABLE" or node["cte_map"] != {"map": []}:
+        return "it names another table"
+    todo = [node["where_clause"]]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            kind, name = part.get("class"), str(part.get("function_name", "")).lower()
+            if kind == "FUNCTION":
+                if name not in _FUNCTIONS:
+                    return f"{name} cannot be used here"
+            elif kind is not None and kind not in _ALLOWED:
+                return f"a {str(kind).lower()} cannot be used here"
+            # An array of a fixed length takes its whole length for each row. DuckDB before 2.0 has an id.
+            parts = part.get("children") if kind == "TYPE" else None
+            if part.get("id") in _NESTED or any(one.get("class") == "TYPE" for one in parts or ()):
+                return "a type with parts cannot be used here"
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part
+    return None
+
+
+def _bad_where(message: str, columns: list[str], condition: str, row: str) -> InputError:
+    """Return an error with DuckDB's reason, but without its text about the statement around the condition."""
+    unknown = re.search(r'Referenced column "([^"]+)" not found', message)
+    example = "gene_type = 'lncRNA'" if row == "gene" else "donor = 'human1'"
+    fix = f'columns: {", ".join(columns[:12])}; example: --where "{example}"'
+    owner = "genes have" if row == "gene" else "the reference has"
+    if unknown is None:
+        reason = re.sub(r"^\w+ Error: ", "", (message.splitlines() or [""])[0])
+        of = "the columns of genes" if row == "gene" else "the reference's columns"
+        what = f"--where is not a valid condition over {of}: {reason}"
+        return InputError(what, condition, fix, code="bad-where")
+    hint = did_you_mean(unknown[1], columns)
+    return InputError(
+        f"{owner} no column {unknown[1]!r} for --where", condition, hint + fix, code="bad-where"
+    )
+
+
+def _values(table: pd.DataFrame, columns: list[Any], condition: str) -> str:
+    """List the values of the columns in a condition, as advice for the user."""
+    listed = []
+    for column in columns:
+        if str(column) in condition:
+            values = sorted(str(v) for v in table[column].dropna().unique())
+            listed.append(f"{column} has: {', '.join(values[:8])}" + (", ..." if len(values) > 8 else ""))
+    return "; ".join(listed[:3]) or "give a less strict condition"

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.records import Answer, Failure, Job, Marker, Note
-from scvec.base.types import Description, Gene
+from scvec.base.types import Answer, Description, Failure, Gene, Job, Marker, Note
 from scvec.stores.store.files import open_regular, os_errors, sync_file, sync_folder
 
 __all__ = ["AppendLog", "Entry", "Journal"]

@@ -31,9 +31,9 @@ MANIFEST, CARD, FOLDER = "manifest.json", "README.md", "files/"
 #: Limits on sizes and counts that a pack may state, checked before any allocation.
 MAX_MANIFEST, MAX_CARD, MAX_MEMBERS = 16 << 20, 4 << 20, 1000
 BLOCK = 1 << 20
-#: Bytes of the record that ends a zip, of the one that tells where a longer one is, and of both together.
+#: Bytes of the last record of a zip, of the locator of its 64-bit form, and of both with that form.
 END, LOCATOR, LONG_END = 22, 20, 76
-#: The flag of a member that its name may have.
+#: The only flag that a member may have: a UTF-8 name.
 UTF8 = 0x800
 #: Largest sizes of a JSON file, and of the directory of the zip, in bytes. Longer ones could fill the memory.
 MAX_JSON, MAX_DIRECTORY = 64 << 20, 1 << 20
@@ -353,16 +353,16 @@ class PackReader:
     def _check_end(self, total: int) -> None:
         """Check the end of the zip before its directory is read: it ends the file and is not large.
 
-        Where a zip is larger than 4 GB, a second record says the same in longer numbers.
+        A zip larger than 4 GB has a second record with 64-bit numbers.
         """
         self._file.seek(max(total - LONG_END - END, 0))
         data = self._file.read(LONG_END + END)
-        told = [struct.unpack("<HI", data[-12:-6])] if data[-END:][:4] == b"PK\x05\x06" else []
+        claimed = [struct.unpack("<HI", data[-12:-6])] if data[-END:][:4] == b"PK\x05\x06" else []
         if data[-LOCATOR - END : -END][:4] == b"PK\x06\x07":
-            told += [struct.unpack("<QQ", data[32:48])] if data[:4] == b"PK\x06\x06" else [(1 << 62, 0)]
-        if not told or data[-2:] != b"\0\0":
+            claimed += [struct.unpack("<QQ", data[32:48])] if data[:4] == b"PK\x06\x06" else [(1 << 62, 0)]
+        if not claimed or data[-2:] != b"\0\0":
             raise self._no_pack()
-        if any(number > MAX_MEMBERS + 2 or size > MAX_DIRECTORY for number, size in told):
+        if any(number > MAX_MEMBERS + 2 or size > MAX_DIRECTORY for number, size in claimed):
             raise _damaged(self._where, "it has too many members")
 
     def _no_pack(self) -> InputError:

@@ -28,10 +28,9 @@ from scvec.stores.store.generations import (
     try_drop,
     write_generation,
 )
-from scvec.stores.store.lock import WriterLock, is_held
 from scvec.stores.store.manifest import Manifest
 from scvec.stores.store.reference_reader import StoredReference, StoredSpace
-from scvec.stores.store.transaction import Transaction
+from scvec.stores.store.transaction import Transaction, WriterLock, is_held
 from scvec.stores.store.vector_cache import VectorCache
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ import pandas as pd
 from scvec.base.arrays import Packed, blocks
 from scvec.base.errors import InputError, ResourceError, reading
 from scvec.base.results import count_text, human_bytes
-from scvec.ingest.cells.contents import Contents, Place, named
 from scvec.ingest.cells.matrix import is_array, is_group
-from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers import Contents, Place, named, reader
 from scvec.ingest.cells.readers.checks import H5AD_PARTS, Given, decoded, is_h5ad, is_zarr, open_zarr
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from typing import Any
 import pandas as pd
 
 from scvec.base.errors import InputError, reading
-from scvec.ingest.cells.contents import Contents, Place
-from scvec.ingest.cells.readers import contents_of, reader
+from scvec.ingest.cells.readers import Contents, Place, contents_of, reader
 from scvec.ingest.cells.readers.checks import Given, samples_with
 from scvec.ingest.cells.readers.tenx import columns_in, find_file, names_in, read_text, var_of
 

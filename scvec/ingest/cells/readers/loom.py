@@ -13,8 +13,7 @@ import pandas as pd
 
 from scvec.base.errors import InputError, ResourceError, reading
 from scvec.base.results import count_text
-from scvec.ingest.cells.contents import Contents, Place
-from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers import Contents, Place, reader
 from scvec.ingest.cells.readers.anndata import tidy_table
 from scvec.ingest.cells.readers.checks import Given, hard_items
 from scvec.ingest.cells.transpose import Origin, Piece, Transposed, by_cell, index_dtype, values_within

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scvec.base.errors import InputError, reading
-from scvec.ingest.cells.contents import Contents, unnamed
-from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers import Contents, reader, unnamed
 from scvec.ingest.cells.readers.anndata import contents_of_group, read_table
 from scvec.ingest.cells.readers.checks import Given, hard_items
 

@@ -13,8 +13,7 @@ import pandas as pd
 from scvec.base.arrays import Packed
 from scvec.base.errors import InputError, ResourceError
 from scvec.base.results import human_bytes
-from scvec.ingest.cells.contents import Contents
-from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers import Contents, reader
 from scvec.ingest.cells.readers.checks import Given, unreadable
 
 __all__ = ["read_parquet"]

@@ -24,8 +24,7 @@ import scipy.sparse as sp
 
 from scvec.base.errors import InputError, ResourceError, reading
 from scvec.base.results import human_bytes
-from scvec.ingest.cells.contents import Contents, Place
-from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers import Contents, Place, reader
 from scvec.ingest.cells.readers.anndata import tidy_table
 from scvec.ingest.cells.readers.checks import Given
 from scvec.ingest.cells.readers.table import genes_in_rows

@@ -25,8 +25,7 @@ import scipy.sparse as sp
 
 from scvec.base.errors import InputError, ResourceError
 from scvec.base.results import count_text, human_bytes
-from scvec.ingest.cells.contents import Contents, Place
-from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers import Contents, Place, reader
 from scvec.ingest.cells.readers.checks import Given, guess_kind
 
 __all__ = ["genes_in_rows", "read_text_table"]

@@ -17,9 +17,8 @@ import pandas as pd
 
 from scvec.base.errors import InputError, ResourceError, reading
 from scvec.base.results import human_bytes
-from scvec.ingest.cells.contents import Contents, Place
 from scvec.ingest.cells.matrix import StoredRows
-from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers import Contents, Place, reader
 from scvec.ingest.cells.readers.checks import Given, decoded, hard_items
 from scvec.ingest.cells.transpose import Origin, Piece, Transposed, collected, index_dtype
 
@@ -297,12 +296,7 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 
 def _head(handle: Any, path: Path) -> tuple[bool, int, int, int]:
-    """Read the header, up to the line with the size.
-
-    Returns
-    -------
-    Whether the values are whole numbers, and the numbers of rows, columns and values in the header.
-    """
+    """Return whether values are whole numbers, and the numbers of rows, columns and values of the header."""
     kind, line = handle.readline(1024).lower().split(), b"%"
     while line.startswith(b"%"):
         line = handle.readline(_LONGEST_LINE)
@@ -333,16 +327,7 @@ def _pieces(
 ) -> Iterator[Piece]:
     """Yield all values as cells, genes and float32, counted from 0.
 
-    Parameters
-    ----------
-    whole
-        Whether the values are whole numbers.
-    shape
-        (n_cells, n_genes), the bounds of the cell and gene numbers.
-    n_values
-        Number of values that the file must have.
-    turned
-        Whether a line has the cell number before the gene number.
+    ``turned`` says whether a line has the cell number before the gene number.
     """
     n_read = 0
     while block := handle.read(int(np.clip(memory // _SHARE, _LEAST, _MOST))):
