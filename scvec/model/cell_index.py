@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-    from scvec.base.types import Float32
     from scvec.stores.store.reference_reader import StoredReference
     from scvec.stores.store.store import Store
     from scvec.stores.store.transaction import Transaction

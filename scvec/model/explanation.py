@@ -25,7 +25,7 @@ from scvec.model.storage import SOURCE_COLUMN
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.base.types import CellChunk, Neighbors
+    from scvec.base.types import Neighbors
     from scvec.ingest.cells.source import CellSource
     from scvec.model.annotation import Annotation
     from scvec.stores.store.reference_reader import StoredReference

@@ -27,7 +27,7 @@ from scvec.model.storage import FACTOR, class_statistics, model_of, model_state,
 from scvec.model.training import TrainingSample, class_tensors, read_sample, training_workers
 
 if TYPE_CHECKING:
-    from scvec.base.types import Float32, RefittedEncoder
+    from scvec.base.types import RefittedEncoder
     from scvec.model.matching import MatchedSource, ReferenceGenes
     from scvec.model.storage import Tensors
     from scvec.model.training import Labelled
@@ -249,8 +249,6 @@ def _bound(place: Path) -> None:
 PREFIX = "beside."
 #: Smallest probability; smaller ones are replaced before the logarithm.
 TINY = 1e-9
-
-Tensors = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from scvec.base.types import Float32, Species
     from scvec.ingest.cells.source import CellSource
     from scvec.model.gene_fit import GeneSide
     from scvec.model.resolvers import GeneMap, GeneResolver

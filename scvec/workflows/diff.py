@@ -250,9 +250,9 @@ def _spaces(before: Store, after: Store) -> list[Changed]:
     (old, was), (new, now) = ((s.spaces(), s.generation.manifest.spaces) for s in (before, after))
     found = []
     for name in sorted(f for f in {*old, *new} if was.get(f) != now.get(f)):
-        texts = [s[name].genes[columns].astype(str) if name in s else none for s in (old, new)]
+        one, other = (s[name].genes[columns].astype(str) if name in s else none for s in (old, new))
         what = f"{name} ({(new.get(name) or old[name]).space.backbone})"
-        found.append(Changed(what=what, **_states(_compared(*texts, ["gene_id"], "text_sha256"))))
+        found.append(Changed(what=what, **_states(_compared(one, other, ["gene_id"], "text_sha256"))))
     return found
 
 

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from scvec.celltypes.terms import ClassOntology
     from scvec.ingest.cells.source import CellSource
-    from scvec.model.annotation import Annotation
 
 __all__ = ["evaluate"]
 

@@ -373,17 +373,14 @@ def match_records(
             skipped |= dict.fromkeys(group, ("unknown", ""))
             continue
         found = resolver.resolve([name for r in group.values() for name in (r.symbol, *r.ids)], one)
-        names = dict(zip(found.names, zip(found.gene_ids, found.how, strict=True), strict=True))
+        kinds = dict(zip(found.names, found.how, strict=True))
+        pairs = zip(found.names, found.gene_ids, strict=True)
+        unique = {name: gene for name, gene in pairs if gene is not None and kinds[name] in _KINDS}
         for key, record in group.items():
-            at, how = names[record.symbol]
             # Numbers look like Entrez ids, but are token ids.
-            used = how in _KINDS and not re.fullmatch(r"[\d.\s]*", record.symbol)
-            symbol = {at} if used else {*found.ambiguous.get(record.symbol, ())}
-            ids = {i if i in gene_ids else names[i][0] for i in record.ids}
-            ids -= {
-                None,
-                *(names[i][0] for i in record.ids if i not in gene_ids and names[i][1] not in _KINDS),
-            }
+            name = "" if re.fullmatch(r"[\d.\s]*", record.symbol) else record.symbol
+            symbol = {unique[name]} if name in unique else {*found.ambiguous.get(name, ())}
+            ids = {i if i in gene_ids else unique[i] for i in record.ids if i in gene_ids or i in unique}
             genes = ids or symbol
             if len(ids) > 1 or (ids and symbol and not ids & symbol):
                 named = f"{record.symbol}: {', '.join(sorted(symbol)) or '?'}; ids: {', '.join(sorted(ids))}"
@@ -393,7 +390,7 @@ def match_records(
             elif not genes:
                 skipped[key] = "unknown", ""
             else:
-                rank = _KINDS.index(how) if used else 1
+                rank = _KINDS.index(kinds[name]) if name in unique else 1
                 matched.append((rank, min(genes), key, record))
     genes_of: _Genes = {}
     for _, gene, key, record in sorted(matched, key=lambda one: one[0]):

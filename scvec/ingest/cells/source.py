@@ -40,7 +40,6 @@ from scvec.ingest.cells.values import check_values, detect_state, mixed_message,
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.ingest.cells.matrix import MatrixReader
 
 __all__ = [
     "CellSource",
