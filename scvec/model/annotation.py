@@ -438,8 +438,8 @@ MANY_NOVEL = 0.1
 #: A query is compared with the contrasts of the reference if more than this fraction of the cells would be
 #: novel without the correction for a shift, and at most ``ONE_LABEL`` of them have one label.
 UNLIKE, ONE_LABEL = 0.5, 0.9
-#: With a smaller contrast (:func:`scvec.model.novelty.contrast`) the reference may be of another tissue. Chosen
-#: on half of the pairs of ``benchmarks/wrong_reference.py``.
+#: With a smaller contrast (:func:`scvec.model.novelty.contrast`) the reference may be of another tissue.
+#: Chosen on two of the references of ``benchmarks/wrong_reference.py``.
 LEAST_CONTRAST = 0.25
 #: Most other references that a warning names.
 OTHERS = 5
@@ -653,8 +653,8 @@ def novel_notes(
         return [f"warning: {novel}. Likely causes, in order: 1) {tissue}; 2) vectors of another model"]
     if unlike:
         novel = (
-            f"the cells may not fit the reference {parameters['reference']!r}: {share:.0%} are novel, and its "
-            f"labels differ little in them ({max(contrast, 0.0):.0%} of the difference in the reference)"
+            f"the cells may not fit the reference {parameters['reference']!r}: {share:.0%} are novel, and "
+            f"its labels differ little in them ({max(contrast, 0.0):.0%} of the difference in the reference)"
         )
     taken = " and ".join(in_words(scale) for scale in state.scales)
     values = (
