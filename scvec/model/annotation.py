@@ -440,7 +440,7 @@ MANY_NOVEL = 0.1
 UNLIKE, ONE_LABEL = 0.5, 0.9
 #: With a smaller contrast (:func:`scvec.model.novelty.contrast`) the reference may be of another tissue.
 #: Chosen on two of the references of ``benchmarks/wrong_reference.py``.
-LEAST_CONTRAST = 0.25
+LEAST_CONTRAST = 0.3
 #: Most other references that a warning names.
 OTHERS = 5
 #: Above this fraction of novel cells, another cause is likely, such as a wrong scale of the values.
