@@ -3,7 +3,7 @@
 Every data set is a reference and a query for every other one. A pair of one tissue is right. A pair of two
 tissues is wrong if less than half of the query's cells are of types that the reference has (by the Cell
 Ontology), else shared. Right pairs are also asked with the cells of one type, and of two.
-`LEAST_CONTRAST` of `scvec.model.annotation` was chosen on the references of pancreas; the others are reported.
+`LEAST_CONTRAST` of `scvec.model.annotation` was chosen on the references of pancreas.
 
     python benchmarks/wrong_reference.py [--cells 30]
 """
