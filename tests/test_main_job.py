@@ -290,6 +290,18 @@ def test_unlabelled_cells_are_neighbours_without_a_vote(
     assert len(scvec.query(tiny_store, tiny_adata(12, seed=2), reference="part")) == 12
 
 
+def test_a_reference_of_other_types_is_doubted(tiny_store: Path, tiny_adata: Callable[..., anndata.AnnData]):
+    """Every gene has the values of another one: the labels are chance, on cells that differ among them."""
+    scvec.ingest_cells(tiny_store, [tiny_adata(120, 6)], name="right", **OPTIONS)
+    query, wrong = tiny_adata(60, 6, seed=3), tiny_adata(60, 6, seed=3)
+    wrong.X = wrong.X[:, np.random.default_rng(0).permutation(wrong.n_vars)]
+    for cells, doubted in ((query, False), (wrong, True)):
+        found = scvec.query(tiny_store, cells, reference="right", force=True)
+        said = [note for note in found.notes if "may not fit the reference 'right'" in note]
+        assert len(said) == doubted
+        assert all(note.startswith("warning: ") for note in said)
+
+
 def test_several_files_make_one_reference(tiny_store: Path, tiny_adata: Callable[..., anndata.AnnData]):
     parts = [tiny_adata(60, seed=0), tiny_adata(60, seed=1, genes=150)]
     report = scvec.ingest_cells(tiny_store, parts, name="both", **OPTIONS)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scvec.base.types import Backbone, CellChunk, CellEncoder, Float32, LanguageModel, RefittedEncoder
 
 __all__ = [
+    "DEFAULT_ENCODER",
     "EncoderKind",
     "Material",
     "Models",
@@ -29,6 +30,8 @@ __all__ = [
     "refits",
 ]
 
+#: The encoder of ``ingest cells``, unless another one is asked for.
+DEFAULT_ENCODER = "discriminant"
 #: Name -> the module that registers it. The module is imported when its encoder is used.
 MODULES = {
     "discriminant": "scvec.encoders.discriminant",

@@ -438,8 +438,8 @@ MANY_NOVEL = 0.1
 #: novel without the correction for a shift, and at most ``ONE_LABEL`` of them have one label.
 UNLIKE, ONE_LABEL = 0.5, 0.9
 #: With a smaller contrast (:func:`scvec.model.novelty.contrast`) the reference may be of another tissue.
-#: Chosen on half of the pairs of ``benchmarks/wrong_reference.py``.
-LEAST_CONTRAST = 0.25
+#: Chosen on two of the references of ``benchmarks/wrong_reference.py``.
+LEAST_CONTRAST = 0.3
 #: Most other references that a warning names.
 OTHERS = 5
 #: Above this fraction of novel cells, another cause is likely, such as a wrong scale of the values.
@@ -654,7 +654,8 @@ def novel_notes(
     if unlike:
         novel = (
             f"the cells may not fit the reference {parameters['reference']!r}: {share:.0%} are novel, and "
-            f"its labels differ little in them ({max(contrast or 0.0, 0.0):.0%} of the difference in the reference)"
+            f"its labels differ little in them ({max(contrast or 0.0, 0.0):.0%} of the difference in the "
+            "reference)"
         )
     scales = " and ".join(in_words(scale) for scale in state.scales)
     values = (

@@ -182,7 +182,7 @@ def _confusion(axes: Any, figure: Any, report: EvaluationReport) -> None:
     axes.set(
         xlabel="label given",
         ylabel="true label",
-        title=f"confusion of {report.n_scored:,} cells (fraction of the true label)",
+        title=f"confusion (fraction of the true label)\n{report.n_scored:,} cells of all types",
     )
     figure.colorbar(image, ax=axes, shrink=0.8)
 
@@ -194,8 +194,8 @@ def _calibration(axes: Any, report: EvaluationReport) -> None:
     )
     axes.scatter(confidence, accuracy, s=20 + 400 * np.array(share))
     ece = report.scores["ece"]
-    title = f"calibration of {report.n_known:,} cells of types in the reference"
-    title += "" if ece is None else f" (error {ece:.3f})"
+    title = "calibration" if ece is None else f"calibration (error {ece:.3f})"
+    title += f"\n{report.n_known:,} cells of types in the reference"
     axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.03))
 
 
@@ -205,7 +205,7 @@ def _risk(axes: Any, report: EvaluationReport) -> None:
     axes.set(
         xlabel="fraction of cells, most confident first",
         ylabel="fraction of wrong labels",
-        title=f"risk and coverage of {report.n_scored:,} cells (area {report.scores['aurc']:.3f})",
+        title=f"risk and coverage (area {report.scores['aurc']:.3f})\n{report.n_scored:,} cells of all types",
         xlim=(0, 1),
         ylim=(0, None),
     )
@@ -226,5 +226,10 @@ def _novelty(axes: Any, report: EvaluationReport) -> None:
                 label=f"{label} ({n.sum():,.0f} cells)",
             )
     axes.axvline(0.5, color="0.3", linewidth=1, linestyle=":")
-    axes.set(xlabel="novelty", ylabel="fraction of these cells", title="novelty", xlim=(0, 1))
+    axes.set(
+        xlabel="novelty",
+        ylabel="fraction of these cells",
+        title=f"novelty\n{report.n_scored:,} cells of all types",
+        xlim=(0, 1),
+    )
     axes.legend()

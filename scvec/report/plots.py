@@ -300,8 +300,10 @@ def names(
     colors = _chosen([str(i) for i in range(n_names)], palette or ["#7fbf7b", "#b8e0b5", "#e3f3e1"])
     height = 0.84 / n_names
     for y, group in enumerate(groups):
-        # One bar per name: terms may include one another, so their probabilities do not sum to 1.
-        for i, candidate in enumerate(group.candidates[:n_names]):
+        # One bar per name: terms may include one another, so their probabilities do not sum to 1. Those above
+        # the first are no other names.
+        others = [c for c in group.candidates if not c.above]
+        for i, candidate in enumerate(others[:n_names]):
             at = y - 0.42 + height * (i + 0.5)
             axes.barh(at, candidate.probability, height=height, color=colors[i])
             axes.text(0.01, at, _plain(candidate.label), va="center", fontsize=7)

@@ -21,8 +21,10 @@ from scvec.base.errors import InputError, ScvecError, disk_errors
 from scvec.base.resources import expanded
 from scvec.base.results import PALETTE, STATUS_COLORS, label_colors, plain
 from scvec.base.types import Float32, Int64, Progress, no_progress
+from scvec.encoders import DEFAULT_ENCODER
 from scvec.ingest.cells.write import check_output
 from scvec.model.calibration import STATUSES
+from scvec.model.classifiers import CLASSIFIERS, MEMBERS
 from scvec.model.explanation import Explainer, generation_of, read_again, same_reference
 from scvec.model.gene_fit import FITS, keep_tensors, kept_tensors
 from scvec.model.query_options import QueryOptions
@@ -284,8 +286,8 @@ def provenance(annotation: Annotation, stored: StoredReference, name: str) -> li
         ("Annotated", now().replace("T", " ").replace("+00:00", " UTC")),
         ("Version", f"scvec {p['scvec']}"),
         ("Store version", str(p["generation"])),
-        ("Encoder", str(p["encoder"])),
-        ("Text backbone", f"{p['backbone']} (space {p['space']})"),
+        *([("Encoder", str(p["encoder"]))] if p["encoder"] != DEFAULT_ENCODER else []),
+        *([("Gene texts", f"model {p['backbone']} (space {p['space']})")] if p["space"] != "none" else []),
         ("Calibrated on", _calibrated(str(p["calibrated_on"]), stored)),
     ]
 
@@ -309,11 +311,15 @@ def diagnosis(annotation: Annotation) -> list[tuple[str, str]]:
         ("Genes of the reference measured", f"{p['reference_genes_measured']:.1%}"),
         *([("Orthologs", _orthologs(p["orthologs"]))] if p.get("orthologs") else []),
         ("Cell space", "fitted to these genes" if p["fitted"] else "from the ingest"),
-        ("Method", "head and neighbours" if p["method"] == "both" else str(p["method"])),
+        ("Classifiers", _classifiers(str(p["method"]), int(p["n_neighbors"]))),
         ("Shift against the reference", f"{shift['size']:.1f} standard deviations of its held-out cells"),
-        ("Neighbours asked", str(p["n_neighbors"])),
         *([("Only reference cells where", str(p["where"]))] if p.get("where") else []),
     ]
+
+
+def _classifiers(method: str, n_neighbors: int) -> str:
+    names = {**CLASSIFIERS, "knn": f"{CLASSIFIERS['knn']} ({n_neighbors:,} for each cell)"}
+    return " and ".join(names[m] for m in MEMBERS if method in ("both", m))
 
 
 def _orthologs(crossed: Mapping[str, Any]) -> str:

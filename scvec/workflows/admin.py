@@ -20,6 +20,7 @@ import numpy as np
 from scvec.base.errors import InputError, ScvecError
 from scvec.base.results import Record, Report, counts_line, html_table, human_bytes, plain
 from scvec.base.types import Progress, no_progress
+from scvec.encoders import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
     from scvec.model.card import Card
@@ -179,8 +180,6 @@ class InfoReport(Report):
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
-        from scvec.workflows.ingest_options import IngestOptions
-
         lines = [
             f"store {self.store}: version {self.generation or 'none'}, format {self.format_version}, "
             f"{human_bytes(self.size_bytes)}",
@@ -192,7 +191,7 @@ class InfoReport(Report):
             for s in self.spaces
         ]
         for ref in self.references:
-            how = "" if ref.encoder == IngestOptions.encoder else f", encoder {ref.encoder}"
+            how = "" if ref.encoder == DEFAULT_ENCODER else f", encoder {ref.encoder}"
             lines.append(
                 f"reference '{ref.name}': {ref.n_cells:,} {ref.species} cells, {len(ref.classes)} labels{how}"
             )

@@ -21,7 +21,7 @@ from scvec.base.resources import expanded
 from scvec.base.results import NextStep, Report, Stages, counts_line, html_table, plain, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.terms import class_ontology, match_labels, term_notes
-from scvec.encoders import Material
+from scvec.encoders import DEFAULT_ENCODER, Material
 from scvec.encoders.obsm import ObsmEncoder, VectorStatistics
 from scvec.engines import check_engine, encode_cells
 from scvec.ingest.cells.cell_vectors import open_cells
@@ -497,7 +497,7 @@ class CellsReport(Report):
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
-        how = "" if self.encoder == IngestOptions.encoder else f" (encoder {self.encoder})"
+        how = "" if self.encoder == DEFAULT_ENCODER else f" (encoder {self.encoder})"
         lines = [
             f"reference '{self.name}': {self.n_cells:,} cells of {len(self.classes)} labels{how}",
             f"genes: {self.match_summary}",

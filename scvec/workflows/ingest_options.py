@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
+from scvec.encoders import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
     from scvec.backbones import BackboneSpec
@@ -121,7 +122,7 @@ class IngestOptions(AppendOptions):
     backbone: str = "minilm"
     base_url: str | None = None
     max_cost: float | None = None
-    encoder: str = "discriminant"
+    encoder: str = DEFAULT_ENCODER
     vectors_only: bool = False
     seed: int = 0
     n_genes: int | None = None

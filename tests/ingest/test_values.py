@@ -339,6 +339,16 @@ def test_a_warning_names_causes_in_order_where_nearly_all_is_novel() -> None:
     assert of_counts.index("--species") < of_counts.index("--values")
 
 
+def test_a_warning_names_other_references_where_the_labels_differ_little() -> None:
+    known = {"species": "human", "reference_species": "human", "reference": "islets"}
+    counts, others = ExpressionState("counts", "X"), [f"r{i}" for i in range(7)]
+    assert novel_notes(0.3, counts, {**known, "contrast": 0.31}, others) == []
+    assert novel_notes(0.3, counts, {**known, "contrast": None}, others) == []
+    [note] = novel_notes(0.3, counts, {**known, "contrast": 0.08}, others)
+    places = [note.index(word) for word in ("'islets'", "30%", "8%", "tissue", "r0, r1", "one or two")]
+    assert places == sorted(places) and note.startswith("warning: ") and "r6" not in note
+
+
 REAL = {
     "hnscc_puram_ref180_7943genes": ("log", 2.0, 1e5),
     "brain_darmanis_human": ("linear", None, None),

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from scvec.base.types import CellChunk
 from scvec.model.calibration import _new_to_held_out
-from scvec.model.novelty import N_QUANTILES, PRIOR_CELLS, WEIGHTS, Novelty, depth, signals
+from scvec.model.novelty import N_QUANTILES, PRIOR_CELLS, WEIGHTS, Novelty, contrast, depth, signals
 
 Array = np.ndarray
 
@@ -186,3 +186,35 @@ def test_depth_is_that_of_all_genes() -> None:
     half = depth(CellChunk(X, np.array([True, True, False, False])))
     np.testing.assert_allclose(half, np.log1p([4, 2]))
     np.testing.assert_allclose(depth(CellChunk(X, np.ones(4, bool))), np.log1p([2, 1]))
+
+
+def in_query(means: Array, n: int, seed: int, noise: float = 1.0, shift: float = 0.0) -> sp.csr_matrix:
+    """Return n cells of each class: its mean, noise, and a shift that all of them share."""
+    rng = np.random.default_rng(seed)
+    cells = np.repeat(means, n, axis=0) + rng.normal(0, noise, (n * len(means), means.shape[1]))
+    return sp.csr_matrix((cells + shift * rng.normal(size=means.shape[1])).astype(np.float32))
+
+
+CONTRASTS = np.random.default_rng(0).normal(3.0, 1.0, (6, 2000)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("noise", "shift"), [(0.5, 0.0), (3.0, 0.0), (1.0, 2.0)])
+def test_labels_differ_as_much_in_cells_of_the_same_types(noise: float, shift: float) -> None:
+    """Whatever the noise, and whatever shifts all cells."""
+    assert contrast(in_query(CONTRASTS, 30, 1, noise, shift), CONTRASTS) == pytest.approx(1.0, abs=0.1)
+    halved = CONTRASTS.mean(axis=0) + (CONTRASTS - CONTRASTS.mean(axis=0)) / 2
+    assert contrast(in_query(halved, 30, 1, noise, shift), CONTRASTS) == pytest.approx(0.5, abs=0.1)
+
+
+def test_labels_do_not_differ_in_cells_of_other_types_or_of_one() -> None:
+    others = np.random.default_rng(7).normal(3.0, 1.0, CONTRASTS.shape).astype(np.float32)
+    assert abs(contrast(in_query(others, 30, 1), CONTRASTS)) < 0.1
+    assert abs(contrast(in_query(CONTRASTS[:1], 30, 1), CONTRASTS)) < 0.1
+
+
+def test_a_contrast_needs_two_cells_and_two_classes() -> None:
+    cells = in_query(CONTRASTS, 1, 1)
+    assert np.isnan(contrast(cells[:1], CONTRASTS)) and np.isnan(contrast(cells, CONTRASTS[:1]))
+    # A class without cells is no class.
+    empty = np.vstack([CONTRASTS, np.zeros_like(CONTRASTS[:1])])
+    assert contrast(cells, empty) == contrast(cells, CONTRASTS)

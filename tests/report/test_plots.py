@@ -164,7 +164,8 @@ def test_novelty_shows_every_cell_by_group(adata: anndata.AnnData):
 
 def test_names_are_bars_of_their_probability():
     candidate = [
-        SimpleNamespace(label=f"type {i}", probability=p) for i, p in enumerate((0.6, 0.3, 0.05, 0.05))
+        SimpleNamespace(label=f"type {i}", probability=p, above=p == 0.9)
+        for i, p in enumerate((0.6, 0.9, 0.3, 0.05, 0.05))
     ]
     report = SimpleNamespace(groups=[SimpleNamespace(group=str(k), candidates=candidate) for k in range(2)])
     axes = scvec.pl.names(report)

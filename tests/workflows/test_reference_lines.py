@@ -28,8 +28,8 @@ def test_reports_are_lines_of_text_not_dicts():
         "  from a.h5ad: 1,200 mouse cells; 9 of 10 genes",
         "  index: flat, exact; 10,000 cells appended, 7 deleted, 2 segments (scvec compact merges them)",
         "  options: backbone minilm, seed 0",
-        "  on held-out cells (batch): accuracy 0.900, macro-F1 0.800, ECE 0.010; "
-        "members alone: knn 0.750, head 0.851",
+        "  on held-out batches: accuracy 0.900, macro-F1 0.800, calibration error 0.010; "
+        "accuracy of one classifier alone: nearest cells 0.750, trained classifier 0.851",
         "  more: 5",
     ]
 
@@ -43,7 +43,7 @@ def test_reports_are_lines_of_text_not_dicts():
         ),
         (
             {"accuracy": 1.0, "macro_f1": 1.0, "ece": 0.0, "of a later version": 3},
-            "  on held-out cells (batch): accuracy 1.000, macro-F1 1.000, ECE 0.000",
+            "  on held-out batches: accuracy 1.000, macro-F1 1.000, calibration error 0.000",
         ),
     ],
     ids=["none held out", "of a later version"],
