@@ -366,9 +366,9 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
     fit = f"{match.n_matched:,} of {len(match.names):,} fit {match.species}"
     what = f"the gene names look like {key}, whose genes are not loaded ({fit})"
     # The shipped genes of chicken and pig have symbols, but no Ensembl ids.
-    ours = _shipped_names().get(key, set()) | _shipped_ids(key)
-    prefix = known_species()[key].prefix if key in known_species() else ""
-    names = [name.strip() for name in match.names]
+    ours = {name.lower() for name in _shipped_names().get(key, set()) | _shipped_ids(key)}
+    prefix = known_species()[key].prefix.lower() if key in known_species() else ""
+    names = [(part[1] if (part := _STABLE_PART.search(n)) else n).strip().lower() for n in match.names]
     known = sum(not ours.isdisjoint((n, n.split(".")[0], prefix + n)) for n in names)
     source = "" if known > FOREIGN_IDS * len(match.names) else " --source FILE (docs/species.md)"
     fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species NAME"
@@ -433,6 +433,8 @@ def _species_within(name: str) -> str | None:
 
 
 _ENTREZ = re.compile(r"(?:entrez:|GeneID:|LOC)?(\d+)", re.IGNORECASE)
+#: Name of a gene of any species that has no symbol yet.
+_LOCUS = re.compile(r"LOC\d+", re.IGNORECASE)
 _PREFIX = re.compile(rf"({_GENOMES})(?:-2020-A)?_+(?=.)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
 #: Suffix that makes a repeated id unique, as in ENSG00000121410-1; it is not the Entrez id of A1BG.
@@ -721,7 +723,11 @@ class GeneResolver:
                 return key
         if len(left) <= ALIKE**2:
             return ""
-        fold |= sum(name != name.upper() for name in names) < 0.01 * len(names)  # case tells nothing
+        # Where names are unknown or all of one case, case tells nothing.
+        fold |= known.mean() < 0.9 or any(
+            sum(n != c(n) for n in names) < 0.01 * len(names) for c in (str.upper, str.capitalize)
+        )
+        least = 0.5 * sum(_LOCUS.fullmatch(name) is None for name in names)
         if fold:
             names = [name.lower() for name in names]
         # Names that were made unique: INS-1 is INS.
@@ -734,7 +740,7 @@ class GeneResolver:
                 shipped = _folded_names(key)
             own = np.array([name in shipped or bases.get(name) in shipped for name in names], dtype=bool)
             more, fewer = int((own & ~known).sum()), int((known & ~own).sum())
-            if own.sum() > max(most, 0.5 * len(names)) and more - fewer > ALIKE * np.sqrt(more + fewer):
+            if own.sum() > max(most, least) and more - fewer > ALIKE * np.sqrt(more + fewer):
                 best, most = key, int(own.sum())
         return best
 
