@@ -161,6 +161,36 @@ def test_symbols_that_were_made_unique_are_recognised(
     assert resolver.resolve(list(cells.var_names)).looks_like == species
 
 
+@pytest.mark.parametrize("species", ["rat", "fruit fly", "worm"])
+@pytest.mark.parametrize("form", ["gene:{}", "Ins1_{}", "{}_Ins1", "{}.2|Ins1", "lower"])
+def test_ids_within_names_are_recognised(species: str, form: str, resolver: GeneResolver) -> None:
+    ids = [IDS[species].format(n) for n in range(10_000, 10_300)]
+    names = [i.lower() if form == "lower" else form.format(i) for i in ids]
+    with CellSource.open(cells_named(names)) as source, pytest.raises(InputError) as caught:
+        match_genes(source, resolver)
+    assert caught.value.code == "species-not-loaded" and species in caught.value.what
+
+
+@pytest.mark.parametrize("species", ["rat", "pig", "zebrafish", "worm"])
+def test_symbols_in_another_case_are_recognised(
+    species: str, renamed: dict[str, list[str]], resolver: GeneResolver
+) -> None:
+    for change in (str.lower, str.upper, str.capitalize):
+        assert resolver.resolve([change(name) for name in renamed[species]]).looks_like == species
+
+
+def test_genes_without_symbols_hide_no_species(renamed: dict[str, list[str]], resolver: GeneResolver) -> None:
+    names = [f"LOC{100_000_000 + i}" if i % 2 else name for i, name in enumerate(renamed["rat"])]
+    assert resolver.resolve(names).looks_like == "rat"
+
+
+def test_human_and_mouse_in_another_case_are_no_strangers(resolver: GeneResolver) -> None:
+    for species in ("human", "mouse"):
+        names = list(anndata.read_h5ad(DATA / f"baron_{species}.h5ad", backed="r").var_names)
+        for change in (str.lower, str.upper, str.capitalize):
+            assert not resolver.resolve([change(name) for name in names]).looks_like
+
+
 @pytest.mark.parametrize("species", ["pig", "chicken", "arabidopsis"])
 def test_ids_that_do_not_ship_are_loaded_from_a_file(species: str, resolver: GeneResolver) -> None:
     names = [IDS[species].format(n) for n in range(10_000, 10_400)]
@@ -170,11 +200,14 @@ def test_ids_that_do_not_ship_are_loaded_from_a_file(species: str, resolver: Gen
     assert "--source FILE" in (caught.value.fix or "")
 
 
+@pytest.mark.parametrize("form", ["{}", "gene:{}"])
 @pytest.mark.parametrize(("species", "prefix"), [("worm", "WB:"), ("fruit fly", "FB:"), ("rhesus", "")])
-def test_ids_that_ship_are_loaded_from_what_ships(species: str, prefix: str, resolver: GeneResolver) -> None:
+def test_ids_that_ship_are_loaded_from_what_ships(
+    species: str, prefix: str, form: str, resolver: GeneResolver
+) -> None:
     genes = pd.read_parquet(DATA / "snapshot" / "more_genes.parquet")
     ids = genes.loc[genes["species"] == species, "gene_id"].iloc[:400]
-    cells = cells_named([i.removeprefix(prefix) for i in ids])
+    cells = cells_named([form.format(i.removeprefix(prefix)) for i in ids])
     with CellSource.open(cells) as source, pytest.raises(InputError) as caught:
         match_genes(source, resolver)
     assert caught.value.code == "species-not-loaded"

@@ -366,9 +366,9 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
     fit = f"{match.n_matched:,} of {len(match.names):,} fit {match.species}"
     what = f"the gene names look like {key}, whose genes are not loaded ({fit})"
     # The shipped genes of chicken and pig have symbols, but no Ensembl ids.
-    ours = _shipped_names().get(key, set()) | _shipped_ids(key)
-    prefix = known_species()[key].prefix if key in known_species() else ""
-    names = [name.strip() for name in match.names]
+    ours = {name.lower() for name in _shipped_names().get(key, set()) | _shipped_ids(key)}
+    prefix = known_species()[key].prefix.lower() if key in known_species() else ""
+    names = [(part[1] if (part := _STABLE_PART.search(n)) else n).strip().lower() for n in match.names]
     known = sum(not ours.isdisjoint((n, n.split(".")[0], prefix + n)) for n in names)
     source = "" if known > FOREIGN_IDS * len(match.names) else " --source FILE (docs/species.md)"
     fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species NAME"
@@ -401,6 +401,8 @@ _TRANSPOSED = "the names of the cells are genes: the matrix is transposed; give 
 
 def _is_transposed(source: CellSource, resolver: GeneResolver) -> bool:
     cells = source.obs_names[:_N_TRIED]
+    if cells in ([str(i) for i in range(len(cells))], [str(i + 1) for i in range(len(cells))]):
+        return False  # small numbers are Entrez ids, too
     return bool(cells) and _n_genes(resolver, cells, "auto") > 0.5 * len(cells)
 
 
@@ -419,7 +421,20 @@ _STABLE = r"ENS(?:[A-Z]{3,4})?G\d{11}|FBgn\d{7}|WBGene\d{8}"
 _STABLE_ANY = re.compile(_STABLE)
 _STABLE_FULL = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
 _STABLE_PART = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", re.IGNORECASE)
+
+
+def _species_within(name: str) -> str | None:
+    """Return the species of an id, or of a stable id within a name of any case (``gene:ENSRNOG00000...``)."""
+    found = id_species(name) or None
+    if found is None and (part := _STABLE_PART.search(name)) is not None:
+        stable = part[1].upper()
+        found = id_species(stable.replace("FBGN", "FBgn").replace("WBGENE", "WBGene"))
+    return found
+
+
 _ENTREZ = re.compile(r"(?:entrez:|GeneID:|LOC)?(\d+)", re.IGNORECASE)
+#: Name of a gene of any species that has no symbol yet.
+_LOCUS = re.compile(r"LOC\d+", re.IGNORECASE)
 _PREFIX = re.compile(rf"({_GENOMES})(?:-2020-A)?_+(?=.)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
 #: Suffix that makes a repeated id unique, as in ENSG00000121410-1; it is not the Entrez id of A1BG.
@@ -678,27 +693,40 @@ class GeneResolver:
             luck = (ALIKE if style else 3) * float(np.sqrt((known[pair[0]] != known[pair[1]]).sum()))
             votes = _Votes({s: n[s] for s in pair}, {s: spelled[s] for s in pair}, luck)
             best, notes = votes.best or loaded[0], votes.notes()
-        stranger = self._stranger(unique, known[best]) if species == "auto" else ""
-        return best, notes, spelled[best] < 0.5 * n[best], stranger
+        fold = spelled[best] < 0.5 * n[best]
+        stranger = self._stranger(unique, known[best], fold) if species == "auto" else ""
+        return best, notes, fold, stranger
 
-    def _stranger(self, names: Sequence[str], known: Bool) -> str:
-        """Return a species that is not loaded and knows more names than ``known`` (n,) bool; else empty."""
+    def _stranger(self, names: Sequence[str], known: Bool, fold: bool) -> str:
+        """Return a species that is not loaded and knows more names than ``known`` (n,) bool; else empty.
+
+        ``fold``: whether the names have another case than symbols.
+        """
         left = [name for name, there in zip(names, known, strict=True) if not there]
-        ids = Counter(key for name in left if (key := id_species(name)) and key not in self.species)
+        ids = Counter(key for name in left if (key := _species_within(name)) and key not in self.species)
         for key, n in ids.most_common(1):
             if n >= max(_MIN_ROWS, FOREIGN_IDS * len(names)):
                 return key
         if len(left) <= ALIKE**2:
             return ""
+        # Where names are unknown or all of one case, case tells nothing.
+        fold |= known.mean() < 0.9 or any(
+            sum(n != c(n) for n in names) < 0.01 * len(names) for c in (str.upper, str.capitalize)
+        )
+        least = 0.5 * sum(_LOCUS.fullmatch(name) is None for name in names)
+        if fold:
+            names = [name.lower() for name in names]
         # Names that were made unique: INS-1 is INS.
         bases = {name: m[1] for name in names if (m := _SUFFIX.fullmatch(name))}
         best, most = "", 0
         for key, shipped in _shipped_names().items():
             if key in self.species:
                 continue
+            if fold:
+                shipped = _folded_names(key)
             own = np.array([name in shipped or bases.get(name) in shipped for name in names], dtype=bool)
             more, fewer = int((own & ~known).sum()), int((known & ~own).sum())
-            if own.sum() > max(most, 0.5 * len(names)) and more - fewer > ALIKE * np.sqrt(more + fewer):
+            if own.sum() > max(most, least) and more - fewer > ALIKE * np.sqrt(more + fewer):
                 best, most = key, int(own.sum())
         return best
 
@@ -940,6 +968,11 @@ def _shipped_names() -> dict[str, set[str]]:
     from scvec.stores.knowledge.snapshot import Snapshot
 
     return Snapshot.open().more_names()
+
+
+@cache
+def _folded_names(key: Species) -> set[str]:
+    return {name.lower() for name in _shipped_names()[key]}
 
 
 #: Least number of names of both species for the note that the names fit both.

@@ -172,6 +172,17 @@ def test_the_genome_with_most_counts_is_kept(one: str, other: str, genome: str) 
         assert any(f"kept the genes of {genome}" in note for note in source.notes)
 
 
+def test_tables_as_only_objects_have_them() -> None:
+    adata = adata_of(dense_counts(6, 4))
+    adata.var.index = pd.MultiIndex.from_tuples([(f"E{i}", f"G{i}") for i in range(4)], names=["id", None])
+    adata.obs["batch"] = [[1], {2: 3}, (4,), {5}, np.arange(2), None]
+    with CellSource.open(adata) as source:
+        assert source.var_names == [f"E{i}_G{i}" for i in range(4)]
+        names = source.gene_name_candidates()
+        assert names["id"] == [f"E{i}" for i in range(4)] and names["level_1"] == [f"G{i}" for i in range(4)]
+        assert source.batches["batch"].tolist() == ["[1]", "{2: 3}", "(4,)", "{5}", "[0 1]", None]
+
+
 def whole(kind: str) -> anndata.AnnData:
     """X scaled variable genes; raw all genes, log1p CP10k; counts of the variable genes in a layer."""
     x = dense_counts(60, 200)

@@ -531,6 +531,11 @@ def _not_finite(contents: Contents, place: str, profile: MatrixProfile, step: in
     cell = contents.names[profile.first_nonfinite]
     values = count_text(profile.n_nonfinite, "NaN or infinite value")
     fix = "use the counts, or find the cause (a division by zero, a failed join)"
+    if _misses_genes(contents, place, profile.first_nonfinite):
+        fix = (
+            "cells miss the same genes, as after a join of dense matrices: join with fill_value=0 "
+            "(anndata.concat); scvec leaves the genes out that a sample did not measure"
+        )
     sound = [other for other in contents.places if other != place and _is_sound(contents, other, step)]
     if sound:
         fix = f"give --layer {sound[0].removeprefix('layers/')}, which has none; or {fix}"
@@ -540,6 +545,16 @@ def _not_finite(contents: Contents, place: str, profile: MatrixProfile, step: in
         fix,
         code="values-not-finite",
     )
+
+
+def _misses_genes(contents: Contents, place: str, first: int) -> bool:
+    """Return whether the first two cells with NaN have it in the same genes, ten or more."""
+    var, _ = contents.places[place].var()
+    reader = open_matrix(contents.places[place].item, place, contents.n_obs, len(var), 2**26)
+    rows = reader.rows(first, min(first + 64, contents.n_obs))
+    gone = [set(row.indices[np.isnan(row.data)].tolist()) for row in rows]
+    gone = [genes for genes in gone if genes][:2]
+    return len(gone) == 2 and gone[0] == gone[1] and len(gone[0]) >= 10
 
 
 def _is_sound(contents: Contents, place: str, step: int) -> bool:

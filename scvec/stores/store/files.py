@@ -367,7 +367,8 @@ def read_json(path: Path) -> Any:
 def write_table(path: Path, table: pd.DataFrame) -> list[str]:
     """Write a table with its index as parquet (zstd); return notes on columns stored as text.
 
-    A column with values of several types becomes text, because a parquet column has one type.
+    A column with values of several types becomes text, because a parquet column has one type. So does a
+    column of a type that parquet lacks.
 
     Raises
     ------
@@ -387,11 +388,11 @@ def write_table(path: Path, table: pd.DataFrame) -> list[str]:
     for name in names:
         column = table[name]
         try:
-            pa.Array.from_pandas(column)
+            pa.Table.from_pandas(table[[name]], preserve_index=False)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             values = [None if _missing(v) else str(v) for v in column.tolist()]
             table[name] = pd.Series(values, index=table.index, dtype=object)
-            notes.append(f"column {name} has values of several types; it is stored as text")
+            notes.append(f"column {name} has values of several types or an odd type; it is stored as text")
     pq.write_table(pa.Table.from_pandas(table, preserve_index=True), str(path), compression="zstd")
     return notes
 

@@ -292,6 +292,11 @@ def _old_file(file: h5py.File, path: Path) -> Contents:
     return contents
 
 
+def _in_memory(table: Any) -> pd.DataFrame:
+    """Return a table of anndata, which ``read_lazy`` leaves on disk."""
+    return table if isinstance(table, pd.DataFrame) else table.to_memory()
+
+
 def contents_of_adata(adata: AnnData) -> Contents:
     """List the content of an AnnData object; X of a backed object stays on disk.
 
@@ -312,14 +317,14 @@ def contents_of_adata(adata: AnnData) -> Contents:
                 adata = adata.to_memory()
             else:
                 on_disk = {"X": adata.file["X"]}
-    (obs, notes), var = tidy_table(adata.obs, "obs"), tidy_table(adata.var, "var")
+    (obs, notes), var = tidy_table(_in_memory(adata.obs), "obs"), tidy_table(_in_memory(adata.var), "var")
     places: dict[str, Place] = {}
     X = on_disk.get("X", adata.X)
     if X is not None:
         places["X"] = Place(X, lambda: var)
     raw = adata.raw
     if raw is not None:
-        places["raw"] = Place(raw.X, lambda: tidy_table(raw.var, "raw/var"))
+        places["raw"] = Place(raw.X, lambda: tidy_table(_in_memory(raw.var), "raw/var"))
     for name, values in adata.layers.items():
         places[f"layers/{name}"] = Place(values, lambda: var)
     contents = Contents("the AnnData object", obs, places, None, notes)
