@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_choice
 from scvec.base.types import Progress
 
 __all__ = [
@@ -77,9 +77,7 @@ def check_device(device: str) -> str:
     InputError
         If ``device`` is not ``auto``, ``cpu`` or ``cuda``, or is ``cuda`` and torch finds no GPU.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        what, fix = f"there is no device {device!r}", "devices: auto, cpu, cuda"
-        raise InputError(what, "--device", fix, code="unknown-choice")
+    check_choice("--device", device, ("auto", "cpu", "cuda"))
     if device == "cuda":
         import torch
 

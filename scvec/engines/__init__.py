@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from scvec.base import arrays
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_choice
 from scvec.base.resources import n_cores, side_by_side
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ def check_engine(engine: str, ray_address: str | None = None) -> None:
     NetworkError
         No cluster answers at the address.
     """
-    if engine not in ENGINES:
-        what, fix = f"there is no engine {engine!r}", f"engines: {', '.join(ENGINES)}"
-        raise InputError(what, "--engine", fix, code="unknown-choice")
+    check_choice("--engine", engine, ENGINES)
     if engine == "local":
         if ray_address is not None:
             what = "--ray-address needs --engine ray"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError, StoreError, did_you_mean
+from scvec.base.errors import InputError, StoreError, check_range, did_you_mean
 from scvec.base.results import Record, Report, human_odds
 from scvec.base.types import CellChunk, DividesByGene, Float64, Int64, Progress, no_progress
 from scvec.ingest.cells.values import VALUES
@@ -857,7 +857,4 @@ def _values_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _one_of(cell: str | None, label: str | None, n_genes: int) -> None:
     if (cell is None) == (label is None):
         raise InputError("give either a cell or a label", "", "give --cell ID or --label NAME")
-    if n_genes < 0:
-        raise InputError(
-            f"n_genes cannot be {n_genes}", "--n-genes", "give 0 or more", code="option-out-of-range"
-        )
+    check_range("--n-genes", n_genes, 0)

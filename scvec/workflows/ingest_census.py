@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError, LockedError, NetworkError, ResourceError, ScvecError, disk_errors
+from scvec.base.errors import (
+    InputError,
+    LockedError,
+    NetworkError,
+    ResourceError,
+    ScvecError,
+    check_choice,
+    check_range,
+    disk_errors,
+)
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import parse_memory
 from scvec.base.results import Report, human_bytes, table
@@ -676,13 +685,10 @@ class CensusOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        known = recipes().get(self.organism)
-        if known is None:
-            what = f"unknown organism {self.organism!r}"
-            raise InputError(what, "--organism", "give human or mouse", code="unknown-choice")
-        if self.recipe and self.recipe not in known:
-            what = f"unknown recipe {self.recipe!r} for {self.organism}"
-            raise InputError(what, "--recipe", f"give one of: {', '.join(known)}", code="unknown-choice")
+        check_choice("--organism", self.organism, recipes())
+        known = recipes()[self.organism]
+        if self.recipe:
+            check_choice("--recipe", self.recipe, known)
         given = {"where": "", "max_per_type": 500, "min_cells": 50, **known.get(self.recipe, {})}
         for key, value in given.items():
             if getattr(self, key) in (None, ()):
@@ -691,10 +697,7 @@ class CensusOptions:
             what = "no option selects cells of the Census"
             raise InputError(what, "scvec ingest census", "give --recipe, --tissue or --where")
         for key, least in (("max_per_type", 2), ("min_cells", 1), ("seed", 0)):
-            if getattr(self, key) < least:
-                option = "--" + key.replace("_", "-")
-                what = f"{option} must be {least} or more"
-                raise InputError(what, option, "omit it for the default", code="option-out-of-range")
+            check_range(f"--{key.replace('_', '-')}", getattr(self, key), least)
         check_where(str(self.where))
         parse_memory(self.memory)
         what_for = self.recipe or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(self.tissue)) or "census"
