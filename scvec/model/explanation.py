@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, StoreError, check_range, did_you_mean
+from scvec.base.resources import Closes
 from scvec.base.results import Record, Report, human_odds
 from scvec.base.types import CellChunk, DividesByGene, Float64, Int64, Progress, no_progress
 from scvec.ingest.cells.values import VALUES
@@ -555,7 +555,7 @@ class ExplainOptions:
     n_genes: int = 10
 
 
-class Explainer:
+class Explainer(Closes):
     """An open annotated data set for several explanations; close it, or use it as a context manager.
 
     Make one with :meth:`of_file` or :meth:`of_annotation`.
@@ -656,14 +656,6 @@ class Explainer:
     def close(self) -> None:
         """Close the file."""
         self._source.close()
-
-    def __enter__(self) -> Explainer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def reference_vectors(self) -> tuple[Int64, npt.NDArray[np.float32]]:
