@@ -30,7 +30,7 @@ from scvec.backbones.weights import (
     weights_sha256,
     width_of,
 )
-from scvec.base.errors import InputError, ResourceError, check_choice
+from scvec.base.errors import InputError, ResourceError, check_choice, need_extra
 from scvec.base.resources import cache_folder
 from scvec.base.types import Float32, Space
 
@@ -94,13 +94,7 @@ def unpacked(file: Path) -> Path:
     folder = cache_folder() / "models" / f"{file.stem}-{sha256[:16]}-{FORMAT}"
     if (folder / "config.json").is_file():
         return folder
-    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise InputError(
-            "reading a GGUF file needs the packages gguf and accelerate",
-            str(file),
-            "pip install 'scvec[llm]'",
-            code="extra-not-installed",
-        )
+    need_extra("llm", ["gguf", "accelerate"], "reading a GGUF file", str(file))
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
             raise InputError("the file is not a GGUF file", str(file), "give a GGUF file, or a folder")

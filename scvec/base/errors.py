@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import importlib.util
 import json
 import math
 import os
@@ -27,6 +28,7 @@ __all__ = [
     "disk_errors",
     "error_bytes",
     "is_disk_full",
+    "need_extra",
     "reading",
     "unreadable",
     "without_paths",
@@ -194,6 +196,15 @@ def unreadable(error: Exception, path: str | Path, name: str, fix: str) -> Input
     else:
         what, code = f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", "damaged-file"
     return InputError(what, str(path), fix, code=code)
+
+
+def need_extra(extra: str, modules: Iterable[str], what: str, where: str, other: str = "") -> None:
+    """Raise InputError (``extra-not-installed``) if a module of an extra is missing."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        what = f"{what} needs packages that are not installed: {', '.join(missing)}"
+        fix = f"pip install 'scvec[{extra}]'{f', or {other}' if other else ''}"
+        raise InputError(what, where, fix, code="extra-not-installed")
 
 
 def check_choice(option: str, value: str, known: Iterable[str]) -> None:

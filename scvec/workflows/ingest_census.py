@@ -28,6 +28,7 @@ from scvec.base.errors import (
     check_choice,
     check_range,
     disk_errors,
+    need_extra,
 )
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import parse_memory
@@ -414,16 +415,9 @@ def open_census(organism: Species, *, uri: str | None, version: str, memory: int
     NetworkError
         If the Census is unreachable.
     """
-    try:
-        import cellxgene_census
-        import tiledbsoma  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"the Census needs packages that are not installed ({error.name})",
-            "scvec ingest census",
-            "pip install 'scvec[census]'",
-            code="extra-not-installed",
-        ) from error
+    need_extra("census", ["cellxgene_census", "tiledbsoma"], "the Census", "scvec ingest census")
+    import cellxgene_census
+
     # TileDB fills one buffer for each of the three columns of a matrix, and also caches tiles.
     config = {
         "soma.init_buffer_bytes": int(np.clip(memory // 32, 2**20, 2**30)),
