@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from scvec.base.errors import (
     ScvecError,
     check_choice,
     check_range,
+    did_you_mean,
     disk_errors,
     need_extra,
 )
@@ -107,14 +107,9 @@ def check_where(where: str, columns: Sequence[str] | None = None) -> str:
         for node in _comparisons(tree.body):
             name = _column_of(node)
             if columns is not None and name not in columns:
-                near = difflib.get_close_matches(name, columns, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise InputError(
-                    f"the Census has no column '{name}' of cells",
-                    "--where",
-                    f"{hint}it has: {', '.join(sorted(columns))}",
-                    code="unknown-column",
-                )
+                fix = f"{did_you_mean(name, columns)}it has: {', '.join(sorted(columns))}"
+                what = f"the Census has no column '{name}' of cells"
+                raise InputError(what, "--where", fix, code="unknown-column")
         return ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = getattr(error, "msg", None) or str(error) or type(error).__name__
