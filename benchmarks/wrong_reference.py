@@ -23,7 +23,7 @@ from tables import markdown
 
 import scvec
 from scvec.base.errors import InputError
-from scvec.celltypes.ontology import ClassOntology
+from scvec.celltypes.terms import ClassOntology
 from scvec.stores.store.store import Store
 
 #: Name -> file, tissue, and the tissue of Tabula Muris.

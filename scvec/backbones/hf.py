@@ -30,7 +30,7 @@ from scvec.backbones.weights import (
     weights_sha256,
     width_of,
 )
-from scvec.base.errors import InputError, ResourceError
+from scvec.base.errors import InputError, ResourceError, check_choice, need_extra
 from scvec.base.resources import cache_folder
 from scvec.base.types import Float32, Space
 
@@ -94,13 +94,7 @@ def unpacked(file: Path) -> Path:
     folder = cache_folder() / "models" / f"{file.stem}-{sha256[:16]}-{FORMAT}"
     if (folder / "config.json").is_file():
         return folder
-    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise InputError(
-            "reading a GGUF file needs the packages gguf and accelerate",
-            str(file),
-            "pip install 'scvec[llm]'",
-            code="extra-not-installed",
-        )
+    need_extra("llm", ["gguf", "accelerate"], "reading a GGUF file", str(file))
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
             raise InputError("the file is not a GGUF file", str(file), "give a GGUF file, or a folder")
@@ -213,9 +207,7 @@ class CausalModel:
             raise InputError(what, str(folder), "give a model such as LLaMA, Qwen, Gemma or Mistral")
         self.name, self.device = name, device
         self.precision = precision_for(device) if precision is None else precision
-        if self.precision not in PRECISIONS:
-            fix = f"precisions: {', '.join(PRECISIONS)}"
-            raise InputError(f"there is no precision {self.precision!r}", "", fix, code="unknown-choice")
+        check_choice("precision", self.precision, PRECISIONS)
         self.sha256 = weights_sha256(folder)
         self._dim = self.dim = width_of(config, folder)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -447,9 +439,8 @@ class HfBackbone:
         batch_size: int = 32,
     ) -> None:
         check_folder(folder)
-        if pooling is not None and pooling not in POOLINGS:
-            what, fix = f"there is no pooling {pooling!r}", f"poolings: {', '.join(POOLINGS)}"
-            raise InputError(what, "--backbone", fix, code="unknown-choice")
+        if pooling is not None:
+            check_choice("pooling", pooling, POOLINGS)
         self.folder, self.name, self.template = folder, name, template
         self.device, self.batch_size = device, batch_size
         self._n_cut = 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import importlib.util
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 __all__ = [
@@ -19,10 +21,14 @@ __all__ = [
     "ResourceError",
     "ScvecError",
     "StoreError",
+    "check_choice",
+    "check_fraction",
+    "check_range",
     "did_you_mean",
     "disk_errors",
     "error_bytes",
     "is_disk_full",
+    "need_extra",
     "reading",
     "unreadable",
     "without_paths",
@@ -190,6 +196,39 @@ def unreadable(error: Exception, path: str | Path, name: str, fix: str) -> Input
     else:
         what, code = f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", "damaged-file"
     return InputError(what, str(path), fix, code=code)
+
+
+def need_extra(extra: str, modules: Iterable[str], what: str, where: str, other: str = "") -> None:
+    """Raise InputError (``extra-not-installed``) if a module of an extra is missing."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        what = f"{what} needs packages that are not installed: {', '.join(missing)}"
+        fix = f"pip install 'scvec[{extra}]'{f', or {other}' if other else ''}"
+        raise InputError(what, where, fix, code="extra-not-installed")
+
+
+def check_choice(option: str, value: str, known: Iterable[str]) -> None:
+    """Raise InputError (``unknown-choice``) if the value of an option such as ``--method`` is not known."""
+    choices = list(known)
+    if value not in choices:
+        what = f"{value!r} is not a value of {option}"
+        fix = f"{did_you_mean(str(value), choices)}give one of: {', '.join(choices)}"
+        raise InputError(what, option, fix, code="unknown-choice")
+
+
+def check_range(option: str, value: float, least: float, most: float = math.inf) -> None:
+    """Raise InputError (``option-out-of-range``) if the value of an option is not in a closed range."""
+    if not (least <= value <= most and math.isfinite(value)):
+        allowed = f"{least:,g} or more" if most == math.inf else f"from {least:,g} to {most:,g}"
+        what = f"{option} must be {allowed}, not {value:g}"
+        raise InputError(what, option, "give such a number, or leave it out", code="option-out-of-range")
+
+
+def check_fraction(option: str, value: float) -> None:
+    """Raise InputError (``option-out-of-range``) if the value of an option is not between 0 and 1."""
+    if not 0.0 < value < 1.0:
+        what = f"{option} must be a fraction between 0 and 1, not {value:g}"
+        raise InputError(what, option, "give a fraction such as 0.95", code="option-out-of-range")
 
 
 @contextlib.contextmanager

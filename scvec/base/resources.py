@@ -13,12 +13,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import TypeVar
+from typing import Self, TypeVar
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_choice
 from scvec.base.types import Progress
 
 __all__ = [
+    "Closes",
     "JointProgress",
     "available_memory",
     "cache_folder",
@@ -77,9 +78,7 @@ def check_device(device: str) -> str:
     InputError
         If ``device`` is not ``auto``, ``cpu`` or ``cuda``, or is ``cuda`` and torch finds no GPU.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        what, fix = f"there is no device {device!r}", "devices: auto, cpu, cuda"
-        raise InputError(what, "--device", fix, code="unknown-choice")
+    check_choice("--device", device, ("auto", "cpu", "cuda"))
     if device == "cuda":
         import torch
 
@@ -321,3 +320,17 @@ class JointProgress:
     def stop(self) -> None:
         """End jobs at their next report."""
         self._stopped = True
+
+
+class Closes:
+    """Base class of objects that a ``with`` block closes."""
+
+    def close(self) -> None:
+        """Close the object."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

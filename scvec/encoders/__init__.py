@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,11 +203,7 @@ def encoder_kind(name: str) -> EncoderKind:
         If no encoder has this name, or the argument is missing or not allowed.
     """
     name, colon, argument = name.partition(":")
-    if name not in encoder_names():
-        close = difflib.get_close_matches(name, encoder_names(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        fix = f"{hint}encoders: {', '.join(encoder_names())}"
-        raise InputError(f"there is no encoder {name!r}", "--encoder", fix, code="unknown-choice")
+    check_choice("--encoder", name, encoder_names())
     if name not in _registered:
         import_module(MODULES[name])
     kind = _registered[name]

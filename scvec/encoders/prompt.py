@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scvec.base.errors import InputError, ResourceError, StoreError
+from scvec.base.errors import InputError, ResourceError, StoreError, check_choice, check_range
 from scvec.base.types import CellChunk, Float32, Int64, LanguageModel, Progress, State, no_progress
 from scvec.encoders import Material, Models, encoder
 from scvec.encoders.adapted import Schedule, centred, class_weights
@@ -258,19 +258,9 @@ class PromptOptions:
     instruction: str = INSTRUCTION
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            fix = f"orders: {', '.join(ORDERS)}"
-            what = f"there is no prompt order {self.order!r}"
-            raise InputError(what, "--prompt-order", fix, code="unknown-choice")
+        check_choice("--prompt-order", self.order, ORDERS)
         for name, least in (("n_genes", 1), ("epochs", 0), ("epoch_cells", 1)):
-            if getattr(self, name) < least:
-                option = "--" + name.replace("_", "-")
-                raise InputError(
-                    f"{option} must be {least} or more",
-                    option,
-                    "leave it out for the default",
-                    code="option-out-of-range",
-                )
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), least)
 
     @classmethod
     def for_device(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError, StoreError
+from scvec.base.errors import StoreError, check_range
 from scvec.base.types import Backbone, CellChunk, Float32, Int64, Progress, Space, State, no_progress
 from scvec.encoders import Material, Models, encoder
 
@@ -165,13 +165,8 @@ class SentenceEncoder:
     takes_turns: bool
 
     def __init__(self, backbone: Backbone, symbols: Sequence[str], *, n_genes: int | None = None) -> None:
-        if n_genes is not None and n_genes < 1:
-            raise InputError(
-                "--n-genes must be 1 or more",
-                "--n-genes",
-                "leave it out for the default",
-                code="option-out-of-range",
-            )
+        if n_genes is not None:
+            check_range("--n-genes", n_genes, 1)
         self.backbone, self.symbols = backbone, [str(s) for s in symbols]
         self.n_genes = N_GENES if n_genes is None else n_genes
         self.embed_dim = backbone.space.dim

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from scvec.base import arrays
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_choice, need_extra
 from scvec.base.resources import n_cores, side_by_side
 
 if TYPE_CHECKING:
@@ -53,21 +52,13 @@ def check_engine(engine: str, ray_address: str | None = None) -> None:
     NetworkError
         No cluster answers at the address.
     """
-    if engine not in ENGINES:
-        what, fix = f"there is no engine {engine!r}", f"engines: {', '.join(ENGINES)}"
-        raise InputError(what, "--engine", fix, code="unknown-choice")
+    check_choice("--engine", engine, ENGINES)
     if engine == "local":
         if ray_address is not None:
             what = "--ray-address needs --engine ray"
             raise InputError(what, f"--ray-address {ray_address}", "add --engine ray")
         return
-    if importlib.util.find_spec("ray") is None:
-        raise InputError(
-            "Ray is not installed",
-            "--engine ray",
-            'run: pip install "scvec[ray]"',
-            code="extra-not-installed",
-        )
+    need_extra("ray", ["ray"], "--engine ray", "--engine ray")
     if ray_address is None or ray_address == "auto":
         return
     if ray_address.startswith("ray://"):

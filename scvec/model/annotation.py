@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
+from scvec.base.errors import check_choice
 from scvec.base.options import options_of
 from scvec.base.results import STATUS_COLORS, NextStep, html_bar, html_table, label_colors
 from scvec.base.types import Float32, Int64, Neighbors
 from scvec.celltypes.naming import Naming, name_columns
 from scvec.ingest.cells.write import earlier_names
 from scvec.model.calibration import STATUSES, set_names
-from scvec.model.query_options import QueryOptions, check_columns
+from scvec.model.query_options import COLUMNS, QueryOptions
 
 if TYPE_CHECKING:
     import anndata
@@ -181,7 +182,7 @@ class Annotation:
         """
         import pandas as pd
 
-        check_columns(columns)
+        check_choice("--columns", columns, COLUMNS)
         found = self._celltypist() if columns == "celltypist" else self._own(f"{key_added}_")
         table = pd.DataFrame(found, index=pd.RangeIndex(len(self)))
         if named:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError
+from scvec.base.errors import check_choice, check_fraction
 from scvec.base.types import Float32, Int64
 from scvec.stores.index import index_class, index_kinds
 from scvec.stores.index.ivf import FLAT_BELOW
@@ -109,16 +109,8 @@ def counts_of(stored: StoredReference, obs: pd.DataFrame) -> dict[str, int]:
 
 def check_index(index: str, recall: float) -> None:
     """Raise InputError if there is no such index, or the recall is not a fraction between 0 and 1."""
-    kinds = ("auto", *index_kinds())
-    if index not in kinds:
-        fix = f"indices: {', '.join(kinds)}"
-        raise InputError(f"there is no index {index!r}", "--index", fix, code="unknown-choice")
-    if not 0.0 < recall < 1.0:
-        raise InputError(
-            f"recall must be a fraction between 0 and 1, not {recall:g}",
-            fix="give a fraction such as 0.95",
-            code="option-out-of-range",
-        )
+    check_choice("--index", index, ("auto", *index_kinds()))
+    check_fraction("--recall", recall)
 
 
 def index_kind(index: str, vectors: Float32, memory: str | int | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError
+from scvec.base.errors import need_extra
 from scvec.base.types import (
     CellChunk,
     CellEncoder,
@@ -391,15 +391,7 @@ def need_igraph(
     what: str = "a majority vote over clusters", where: str = "--majority-vote", other: str = "omit it"
 ) -> None:
     """Raise InputError with another way if igraph is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec("igraph") is None:
-        raise InputError(
-            f"{what} needs igraph, which is not installed",
-            where,
-            f"pip install 'scvec[cluster]', or {other}",
-            code="extra-not-installed",
-        )
+    need_extra("cluster", ["igraph"], what, where, other)
 
 
 def clusters(vectors: Float32, resolution: float | None = None) -> Int64:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError, StoreError, did_you_mean
+from scvec.base.errors import InputError, StoreError, check_range, did_you_mean
+from scvec.base.resources import Closes
 from scvec.base.results import Record, Report, human_odds
 from scvec.base.types import CellChunk, DividesByGene, Float64, Int64, Progress, no_progress
 from scvec.ingest.cells.values import VALUES
@@ -554,7 +554,7 @@ class ExplainOptions:
     n_genes: int = 10
 
 
-class Explainer:
+class Explainer(Closes):
     """An open annotated data set for several explanations; close it, or use it as a context manager.
 
     Make one with :meth:`of_file` or :meth:`of_annotation`.
@@ -655,14 +655,6 @@ class Explainer:
     def close(self) -> None:
         """Close the file."""
         self._source.close()
-
-    def __enter__(self) -> Explainer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def reference_vectors(self) -> tuple[Int64, npt.NDArray[np.float32]]:
@@ -856,7 +848,4 @@ def _values_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _one_of(cell: str | None, label: str | None, n_genes: int) -> None:
     if (cell is None) == (label is None):
         raise InputError("give either a cell or a label", "", "give --cell ID or --label NAME")
-    if n_genes < 0:
-        raise InputError(
-            f"n_genes cannot be {n_genes}", "--n-genes", "give 0 or more", code="option-out-of-range"
-        )
+    check_range("--n-genes", n_genes, 0)

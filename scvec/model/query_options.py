@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_choice, check_fraction, check_range
 
-__all__ = ["COLUMNS", "DEVICES", "METHODS", "NOVELTY", "UNMATCHED", "QueryOptions", "check_columns"]
+__all__ = ["COLUMNS", "DEVICES", "METHODS", "NOVELTY", "UNMATCHED", "QueryOptions"]
 
 METHODS = ("both", "knn", "head")
 NOVELTY = ("relative", "absolute")
@@ -137,19 +137,16 @@ class QueryOptions:
         if not isinstance(self.reference, str | None):
             names = tuple(dict.fromkeys(map(str, self.reference)))
             object.__setattr__(self, "reference", names if len(names) > 1 else next(iter(names), None))
-        check_columns(self.columns)
-        _check_one_of("method", self.method, METHODS)
-        _check_one_of("novelty", self.novelty, NOVELTY)
-        _check_one_of("unmatched_genes", self.unmatched_genes, UNMATCHED)
-        _check_one_of("device", self.device, DEVICES)
+        check_choice("--columns", self.columns, COLUMNS)
+        check_choice("--method", self.method, METHODS)
+        check_choice("--novelty", self.novelty, NOVELTY)
+        check_choice("--unmatched-genes", self.unmatched_genes, UNMATCHED)
+        check_choice("--device", self.device, DEVICES)
         for name in ("coverage", "recall", "false_novel_rate"):
             value = getattr(self, name)
-            if value is not None and not 0.0 < value < 1.0:
-                what = f"{name} must be a fraction between 0 and 1, not {value:g}"
-                raise InputError(what, _flag(name), "give a fraction such as 0.9", code="option-out-of-range")
-        if self.n_neighbors < 1:
-            what = f"n_neighbors must be 1 or more, not {self.n_neighbors}"
-            raise InputError(what, "--n-neighbors", "give 1 or more", code="option-out-of-range")
+            if value is not None:
+                check_fraction(_flag(name), value)
+        check_range("--n-neighbors", self.n_neighbors, 1)
         if self.values != "auto":
             from scvec.ingest.cells.values import check_values
 
@@ -194,20 +191,6 @@ class QueryOptions:
                 many = value if isinstance(value, tuple) else (value,)
                 words += [_flag(name)] if value is True else [w for v in many for w in (_flag(name), str(v))]
         return shlex.join(words)
-
-
-def check_columns(columns: str) -> None:
-    """Raise InputError if ``columns`` is not one of :data:`COLUMNS`."""
-    if columns not in COLUMNS:
-        what = f"there are no columns {columns!r}"
-        raise InputError(what, "--columns", f"give {' or '.join(COLUMNS)}", code="unknown-choice")
-
-
-def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        what = f"there is no {name.replace('_', ' ')} {value!r}"
-        fix = f"give {', '.join(known[:-1])} or {known[-1]}"
-        raise InputError(what, _flag(name), fix, code="unknown-choice")
 
 
 def _flag(name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base import arrays
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_choice
 from scvec.base.resources import JointProgress, side_by_side
 from scvec.base.types import CellChunk, CellEncoder, Float32, Int64, Neighbors, Progress, no_progress
 from scvec.encoders import EncoderKind, Material, make_encoder
@@ -237,9 +237,7 @@ class ReferenceModel:
         InputError
             If there is no such method, or no cell of ``subset`` has a label.
         """
-        if method not in METHODS:
-            fix = f"methods: {', '.join(METHODS)}"
-            raise InputError(f"there is no method {method!r}", "--method", fix, code="unknown-choice")
+        check_choice("--method", method, METHODS)
         calibration, members = self.calibration, self.members
         found = members.score(chunk, n_neighbors, subset=subset)
         allowed = np.ones(members.n_classes, dtype=bool)

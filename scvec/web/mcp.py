@@ -8,14 +8,13 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
 from scvec import __version__
-from scvec.base.errors import InputError, ScvecError
+from scvec.base.errors import InputError, ScvecError, need_extra
 from scvec.base.resources import parse_memory
 from scvec.base.results import human_bytes, plain
 
@@ -239,13 +238,7 @@ def serve_mcp(
     InputError
         The extra ``mcp`` is not installed, or the folder does not exist.
     """
-    if find_spec("mcp") is None:
-        raise InputError(
-            "scvec mcp needs a package that is not installed",
-            "scvec mcp",
-            "pip install 'scvec[mcp]'",
-            code="extra-not-installed",
-        )
+    need_extra("mcp", ["mcp"], "scvec mcp", "scvec mcp")
     from mcp.server import MCPServer
     from mcp.types import ToolAnnotations
 

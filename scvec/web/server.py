@@ -11,11 +11,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, need_extra
 from scvec.web.process import Limits
 
 if TYPE_CHECKING:
@@ -208,19 +207,7 @@ def guarded_app(
 
 def need_serve() -> None:
     """Raise InputError if a package of the extra ``serve`` is not installed."""
-    modules = {
-        "fastapi": "fastapi",
-        "uvicorn": "uvicorn",
-        "python-multipart": "python_multipart",
-    }
-    missing = [name for name, module in modules.items() if not find_spec(module)]
-    if missing:
-        raise InputError(
-            f"serving needs packages that are not installed: {', '.join(missing)}",
-            "scvec serve",
-            "pip install 'scvec[serve]'",
-            code="extra-not-installed",
-        )
+    need_extra("serve", ["fastapi", "uvicorn", "python_multipart"], "serving", "scvec serve")
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from scvec.base.errors import InputError, StoreError
+from scvec.base.errors import InputError, StoreError, check_range
 from scvec.base.results import Record, Report
 from scvec.model.card import Card, card_of
 from scvec.model.storage import genes_of
@@ -147,10 +147,7 @@ def diff(store: Path | str, old: int | str, new: int | str = "current", limit: i
     InputError
         The version does not exist; the message lists the versions.
     """
-    if limit < 0:
-        raise InputError(
-            f"limit must not be negative: {limit}", "--limit", "give 0 or more", code="option-out-of-range"
-        )
+    check_range("--limit", limit, 0)
     opened = Store(store)
     before, after = (opened.at(_number(opened, g)) for g in (old, new))
     was, now = before.generation.manifest, after.generation.manifest

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scvec import __version__
-from scvec.base.errors import InputError, ResourceError, did_you_mean
+from scvec.base.errors import InputError, ResourceError, check_choice, did_you_mean
 from scvec.base.resources import parse_memory
 from scvec.base.results import IN_EARNEST, NextStep, Report, human_bytes
 from scvec.base.types import Float32, Space
@@ -60,10 +60,7 @@ class VectorFile:
 def check_target(to: str, output: str | os.PathLike[str]) -> Path:
     """Return the path of the output. InputError if the format is unknown or does not fit the path."""
     path = check_output(output)
-    if to not in ("parquet", "h5ad"):
-        raise InputError(
-            f"there is no format {to!r} to export to", fix="formats: parquet, h5ad", code="unknown-choice"
-        )
+    check_choice("--to", to, ("parquet", "h5ad"))
     if path.suffix in (".parquet", ".h5ad") and path.suffix != f".{to}":
         what = f"the output ends in {path.suffix}, but the format is {to}"
         raise InputError(what, str(path), f"give -o NAME.{to}, or another --to", code="output-format")

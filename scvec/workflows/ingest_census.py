@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import json
 import os
@@ -19,7 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError, LockedError, NetworkError, ResourceError, ScvecError, disk_errors
+from scvec.base.errors import (
+    InputError,
+    LockedError,
+    NetworkError,
+    ResourceError,
+    ScvecError,
+    check_choice,
+    check_range,
+    did_you_mean,
+    disk_errors,
+    need_extra,
+)
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import parse_memory
 from scvec.base.results import IN_EARNEST, NextStep, Report, human_bytes, table
@@ -97,14 +107,9 @@ def check_where(where: str, columns: Sequence[str] | None = None) -> str:
         for node in _comparisons(tree.body):
             name = _column_of(node)
             if columns is not None and name not in columns:
-                near = difflib.get_close_matches(name, columns, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise InputError(
-                    f"the Census has no column '{name}' of cells",
-                    "--where",
-                    f"{hint}it has: {', '.join(sorted(columns))}",
-                    code="unknown-column",
-                )
+                fix = f"{did_you_mean(name, columns)}it has: {', '.join(sorted(columns))}"
+                what = f"the Census has no column '{name}' of cells"
+                raise InputError(what, "--where", fix, code="unknown-column")
         return ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = getattr(error, "msg", None) or str(error) or type(error).__name__
@@ -405,16 +410,9 @@ def open_census(organism: Species, *, uri: str | None, version: str, memory: int
     NetworkError
         If the Census is unreachable.
     """
-    try:
-        import cellxgene_census
-        import tiledbsoma  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"the Census needs packages that are not installed ({error.name})",
-            "scvec ingest census",
-            "pip install 'scvec[census]'",
-            code="extra-not-installed",
-        ) from error
+    need_extra("census", ["cellxgene_census", "tiledbsoma"], "the Census", "scvec ingest census")
+    import cellxgene_census
+
     # TileDB fills one buffer for each of the three columns of a matrix, and also caches tiles.
     config = {
         "soma.init_buffer_bytes": int(np.clip(memory // 32, 2**20, 2**30)),
@@ -676,13 +674,10 @@ class CensusOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        known = recipes().get(self.organism)
-        if known is None:
-            what = f"unknown organism {self.organism!r}"
-            raise InputError(what, "--organism", "give human or mouse", code="unknown-choice")
-        if self.recipe and self.recipe not in known:
-            what = f"unknown recipe {self.recipe!r} for {self.organism}"
-            raise InputError(what, "--recipe", f"give one of: {', '.join(known)}", code="unknown-choice")
+        check_choice("--organism", self.organism, recipes())
+        known = recipes()[self.organism]
+        if self.recipe:
+            check_choice("--recipe", self.recipe, known)
         given = {"where": "", "max_per_type": 500, "min_cells": 50, **known.get(self.recipe, {})}
         for key, value in given.items():
             if getattr(self, key) in (None, ()):
@@ -691,10 +686,7 @@ class CensusOptions:
             what = "no option selects cells of the Census"
             raise InputError(what, "scvec ingest census", "give --recipe, --tissue or --where")
         for key, least in (("max_per_type", 2), ("min_cells", 1), ("seed", 0)):
-            if getattr(self, key) < least:
-                option = "--" + key.replace("_", "-")
-                what = f"{option} must be {least} or more"
-                raise InputError(what, option, "omit it for the default", code="option-out-of-range")
+            check_range(f"--{key.replace('_', '-')}", getattr(self, key), least)
         check_where(str(self.where))
         parse_memory(self.memory)
         what_for = self.recipe or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(self.tissue)) or "census"

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_range
 from scvec.encoders import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
@@ -147,14 +147,7 @@ class IngestOptions(AppendOptions):
             )
         super().__post_init__()
         for name, least in (("min_cells", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                option = "--" + name.replace("_", "-")
-                raise InputError(
-                    f"{option} must be {least} or more",
-                    option,
-                    "leave it out for the default",
-                    code="option-out-of-range",
-                )
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), least)
 
     @cached_property
     def spec(self) -> BackboneSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, did_you_mean
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import Record, Report
 from scvec.base.types import CellChunk, Float32, Int64
@@ -180,8 +179,7 @@ def _like(stored: StoredReference, like: str, rows: Int64, options: SearchOption
     names = stored.obs.index.astype(str)
     same = np.flatnonzero(names == like)
     if len(same) == 0:
-        near = difflib.get_close_matches(like, list(names[:100_000]), n=3)
-        fix = f"did you mean {', '.join(near)}?" if near else f"names of cells look like {names[0]!r}"
+        fix = did_you_mean(like, list(names[:100_000]), 3) or f"names of cells look like {names[0]!r}"
         raise InputError(
             f"the reference {stored.name!r} has no cell {like!r}", f"--like {like}", fix, code="unknown-cell"
         )

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scvec.backbones import load_backbone, parse_spec
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_choice, check_range
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import Record, Report
 from scvec.base.species import SPECIES, species_key
@@ -76,13 +76,8 @@ class SearchOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= 10_000:
-            raise InputError(
-                f"k is {self.k}", fix="give a number from 1 to 10,000", code="option-out-of-range"
-            )
-        if self.method not in METHODS:
-            fix = f"methods: {', '.join(METHODS)}"
-            raise InputError(f"there is no method {self.method!r}", "--method", fix, code="unknown-choice")
+        check_range("-k", self.k, 1, 10_000)
+        check_choice("--method", self.method, METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -270,7 +270,7 @@ def test_given_values_are_read_from_x_even_if_there_are_counts() -> None:
 def test_values_that_contradict_the_given_scale_are_refused() -> None:
     with pytest.raises(InputError, match="cannot be log1p"):
         state_of(counts() * 100, "log1p")
-    with pytest.raises(InputError, match="unknown value of --values"):
+    with pytest.raises(InputError, match="is not a value of --values"):
         CellSource.open(adata_of(counts()), values="log3")
     assert tuple(CLI_VALUES) == VALUES
 

@@ -279,7 +279,7 @@ def test_a_folder_that_is_none(tmp_path: Path):
 
 
 def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("scvec.web.mcp.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         serve_mcp(tmp_path, tmp_path)
     assert caught.value.code == "extra-not-installed" and "scvec[mcp]" in caught.value.fix

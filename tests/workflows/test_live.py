@@ -71,7 +71,9 @@ def test_each_gene_gets_its_own_text_once(folder, genes, source):
     assert '"provided_by": "RefSeq"' in one.provenance and one.source == source
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    "seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_three_calls_in_ten_fail_and_nothing_is_lost(folder, genes, seed, monkeypatch):
     monkeypatch.setattr(ncbi.NcbiSource, "most", 5)
     with FakeServer(genes, faults=Faults.random(0.3, seed)) as server:

@@ -74,6 +74,7 @@ def test_two_halves_of_one_tissue(made, joint):
     check_halves(joint, of, halves, loss=0.015, wrong=0.02, sure=0.01)
 
 
+@pytest.mark.slow
 def test_pancreas_and_blood(tmp_path, new_store, shared_data):
     blood = anndata.read_h5ad(shared_data / "pbmc3k_10x.h5ad")
     islets = anndata.read_h5ad(files("scvec") / "data" / "baron_human.h5ad")

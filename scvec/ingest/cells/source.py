@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import scipy.sparse as sp
 from scvec.base import arrays
 from scvec.base.arrays import Packed, blocks, release
 from scvec.base.errors import InputError, ScvecError
-from scvec.base.resources import parse_memory, read_ahead
+from scvec.base.resources import Closes, parse_memory, read_ahead
 from scvec.base.results import count_text
 from scvec.base.species import known_species
 from scvec.ingest.cells.expression import (
@@ -704,7 +703,7 @@ _GAP = 64
 _POOR, _MANY, _MOSTLY = 50, 1000, 0.8
 
 
-class CellSource:
+class CellSource(Closes):
     """Labelled or new cells, in one form for all file formats.
 
     Open with :meth:`open`. All attributes of genes are over the genes that are kept, in file order;
@@ -855,14 +854,6 @@ class CellSource:
     def close(self) -> None:
         """Close the file."""
         self._contents.close()
-
-    def __enter__(self) -> CellSource:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def reader(self) -> MatrixReader:

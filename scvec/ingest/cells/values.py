@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_choice
 from scvec.ingest.cells.expression import (
     BASES,
     CP10K,
@@ -463,13 +463,7 @@ LARGEST = 2.0**53
 
 def check_values(values: str) -> None:
     """Raise ``InputError`` if ``values`` is not one of :data:`VALUES`."""
-    if values not in VALUES:
-        raise InputError(
-            f"unknown value of --values: {values!r}",
-            "--values",
-            f"give one of {', '.join(VALUES)}",
-            code="unknown-choice",
-        )
+    check_choice("--values", values, VALUES)
 
 
 def detect_state(profile: MatrixProfile, where: str = "X", values: str = "auto") -> ExpressionState:

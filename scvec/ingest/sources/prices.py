@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, check_range
 from scvec.base.settings import Price, is_loopback
 from scvec.ingest.sources.retry import BudgetSpentError
 
@@ -130,13 +130,8 @@ class Budget:
 
     def __init__(self, price: Price | None, max_cost: float | None, *, model: str = "") -> None:
         where = "--max-cost"
-        if max_cost is not None and not 0 <= max_cost < float("inf"):
-            raise InputError(
-                f"the cost limit cannot be {max_cost}",
-                where,
-                "give US dollars, 0 or more",
-                code="option-out-of-range",
-            )
+        if max_cost is not None:
+            check_range(where, max_cost, 0)
         if max_cost is not None and price is None:
             name = model or "MODEL"
             fix = (

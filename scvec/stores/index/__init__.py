@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scvec.base.errors import InputError, StoreError
+from scvec.base.errors import InputError, StoreError, check_choice
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, Int64
@@ -56,9 +56,7 @@ def index_kinds() -> tuple[str, ...]:
 
 def index_class(kind: str) -> type[Index]:
     """Return the class of a kind of index; raise InputError for an unknown kind."""
-    if kind not in MODULES:
-        what, fix = f"there is no kind of index {kind!r}", f"kinds: {', '.join(MODULES)}"
-        raise InputError(what, fix=fix, code="unknown-choice")
+    check_choice("--index", kind, MODULES)
     if kind not in _registered:
         import_module(MODULES[kind])
     return _registered[kind]

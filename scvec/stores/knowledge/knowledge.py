@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scvec.base.errors import StoreError
+from scvec.base.resources import Closes
 from scvec.base.species import SPECIES
 from scvec.base.types import Answer, Description, Failure, Gene, Job, Note
 from scvec.stores.knowledge.gene_search import GeneSearch
@@ -494,7 +495,7 @@ class CellOntology(Tables):
         ]
 
 
-class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
+class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest, Closes):
     """Database of genes: names, texts, orthologs, ontologies and markers. A context manager.
 
     Either one process writes, or several processes read.
@@ -534,12 +535,6 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
     def close(self) -> None:
         """Write everything to the file and close it; a second call does nothing."""
         self._con.close()
-
-    def __enter__(self) -> KnowledgeBase:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     @property
     def schema_version(self) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from scvec.base.errors import InputError, StoreError
+from scvec.base.resources import Closes
 from scvec.base.types import Answer, Description, Failure, Gene, Job, Marker, Note
 from scvec.stores.store.files import open_regular, os_errors, sync_file, sync_folder
 
@@ -255,7 +256,7 @@ class _Place(NamedTuple):
     has_gene: bool
 
 
-class Journal:
+class Journal(Closes):
     """Answers of live sources that no generation holds yet.
 
     The journal lies beside the generations and belongs to none. So paid answers stay if a transaction fails.
@@ -285,12 +286,6 @@ class Journal:
         self._absorbed: tuple[int, frozenset[Job]] | None = None
         #: Messages about damage of the file.
         self.notes: list[str] = []
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; the next read or write opens it again."""

@@ -15,10 +15,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 
 from scvec import __version__
 from scvec.base.errors import InputError, StoreError
+from scvec.base.resources import Closes
 from scvec.stores.store.files import is_plain_name, os_errors, sha256_file
 from scvec.stores.store.manifest import FileEntry, ReferenceEntry
 
@@ -204,7 +204,7 @@ def _put(pack: zipfile.ZipFile, name: str, source: Path | bytes) -> None:
                 into.write(block)
 
 
-class PackReader:
+class PackReader(Closes):
     """An open pack with a checked structure; a context manager.
 
     A pack is untrusted input. Its members must be exactly the files of the manifest. They must be
@@ -247,12 +247,8 @@ class PackReader:
             self._file.close()
             raise
 
-    def __enter__(self) -> PackReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def facts(self) -> dict[str, str]:
