@@ -276,6 +276,7 @@ _case(
     "one-label",
     names="'beta'",
     command="ingest",
+    needs="reference",  # another file may hold other labels
 )
 _case(
     "no-labels",
