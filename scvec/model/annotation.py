@@ -658,9 +658,10 @@ def novel_notes(
     if state.kind == "vectors":
         return [f"warning: {novel}. Likely causes, in order: 1) {tissue}; 2) vectors of another model"]
     if unlike:
+        part = f"{max(float(parameters['contrast']), 0.0):.0%} of the difference in the reference"
         novel = (
             f"the cells may not fit the reference {parameters['reference']!r}: {share:.0%} are novel, and "
-            f"its labels differ little in them ({max(parameters['contrast'], 0.0):.0%} of the difference in the reference)"
+            f"its labels differ little in them ({part})"
         )
     taken = " and ".join(in_words(scale) for scale in state.scales)
     values = (
