@@ -296,7 +296,7 @@ _FACTS = {
     "embed_dim": "dimensions",
     "held_out": "held out",
     "accuracy": "accuracy",
-    "macro_f1": "macro F1",
+    "macro_f1": "macro-F1",
     "ece": "calibration error",
     "scvec": "scvec",
 }
