@@ -424,9 +424,10 @@ class Annotation:
         if not self.output.endswith(".h5ad"):
             return None if self.report else NextStep(("--report", "report.html"), again=True)
         novel = self.to_dict()["status"]["novel"] / max(len(self), 1)
+        if novel > MOSTLY_NOVEL or _doubted(self.parameters):
+            return NextStep(("name", self.output, "-o", "named.h5ad"))
         if novel > MANY_NOVEL and self.novel_names is None:
-            only = ("--only", "novel") if novel <= MOSTLY_NOVEL else ()
-            return NextStep(("name", self.output, *only, "-o", "named.h5ad"))
+            return NextStep(("name", self.output, "--only", "novel", "-o", "named.h5ad"))
         label = next(iter(self.counts()), None)
         if label is None or self.parameters["encoder"] == "obsm":
             return None  # vectors have no evidence of genes
@@ -621,6 +622,12 @@ def _contrast(part: Judged, stored: StoredReference) -> float:
     return contrast(X, class_statistics(stored.tensors)[0][:, kept])
 
 
+def _doubted(parameters: Mapping[str, Any]) -> bool:
+    """Return whether the cells may not fit the reference: its labels differ little in them."""
+    contrast = parameters.get("contrast")
+    return contrast is not None and bool(contrast < LEAST_CONTRAST)
+
+
 def novel_notes(
     share: float, state: ExpressionState, parameters: Mapping[str, Any], others: Sequence[str] = ()
 ) -> list[str]:
@@ -642,8 +649,7 @@ def novel_notes(
     """
     from scvec.ingest.cells.values import in_words
 
-    contrast = parameters.get("contrast")
-    unlike = contrast is not None and contrast < LEAST_CONTRAST
+    unlike = _doubted(parameters)
     if share <= MOSTLY_NOVEL and not unlike:
         return []
     named = ", ".join(others[:OTHERS]) + (", ..." if len(others) > OTHERS else "")
@@ -653,10 +659,10 @@ def novel_notes(
     if state.kind == "vectors":
         return [f"warning: {novel}. Likely causes, in order: 1) {tissue}; 2) vectors of another model"]
     if unlike:
+        part = f"{max(float(parameters['contrast']), 0.0):.0%} of the difference in the reference"
         novel = (
             f"the cells may not fit the reference {parameters['reference']!r}: {share:.0%} are novel, and "
-            f"its labels differ little in them ({max(contrast or 0.0, 0.0):.0%} of the difference in the "
-            "reference)"
+            f"its labels differ little in them ({part})"
         )
     scales = " and ".join(in_words(scale) for scale in state.scales)
     values = (

@@ -214,7 +214,7 @@ class DemoReport(Report):
         """Return the report as lines of text."""
         lines: list[str] = []
         for each in self.queries:
-            scores = f"accuracy {each.accuracy:.3f}, macro F1 {each.macro_f1:.3f}"
+            scores = f"accuracy {each.accuracy:.3f}, macro-F1 {each.macro_f1:.3f}"
             lines += [f"{each.name}: {each.n_cells:,} cells", *table(each.labels)]
             lines += [f"  against the true labels: {scores}", ""]
         if self.texts:

@@ -51,7 +51,7 @@ class PackReport(Report):
         cells = f"{self.n_cells:,} cells" if self.with_cells else "no cells"
         return [
             f"packed reference '{self.name}' with {cells}: {human_bytes(self.n_bytes)}",
-            f"golden query: {self.n_golden} cells, whose labels are compared when the pack is pulled",
+            f"check: {self.n_golden} cells, whose labels are compared when the pack is pulled",
             f"sha256 {self.sha256}",
             f"written to {self.output}",
         ]

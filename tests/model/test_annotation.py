@@ -261,6 +261,11 @@ def with_novel(n: int, **changes: Any) -> Annotation:
         (with_novel(2, output="my cells.h5ad"), ("explain", "my cells.h5ad", "--label", "beta"), False),
         (with_novel(30, output="a.h5ad"), ("name", "a.h5ad", "--only", "novel", "-o", "named.h5ad"), False),
         (with_novel(95, output="a.h5ad"), ("name", "a.h5ad", "-o", "named.h5ad"), False),
+        (
+            with_novel(30, output="a.h5ad", parameters={**PARAMETERS, "contrast": 0.1}),
+            ("name", "a.h5ad", "-o", "named.h5ad"),
+            False,
+        ),
         (with_novel(2, output="a.csv"), ("--report", "report.html"), True),
         (with_novel(2, output="a.csv", report="r.html"), None, False),
         (with_novel(2, output="a.h5ad", parameters={**PARAMETERS, "encoder": "obsm"}), None, False),

@@ -78,6 +78,10 @@ def test_references_that_ship_get_their_answers(name, target):
     report = scvec.pull(target, name)
     assert report.name == name and report.n_golden > 50 and report.n_cells > 1800
     assert any("MIT" in line for line in report.card)
+    # No folder of the machine that packed it.
+    meta = Store(target).reference(name).meta
+    named = [source["name"] for source in meta["sources"]] + meta["card"]["files"]
+    assert named == [Path(file).name for file in named] != []
 
 
 def test_the_card_says_what_the_reference_is(made):
