@@ -18,6 +18,9 @@ Lists are made of two kinds of data in ../shared/data:
   cellconsensus, which may have read the same table, is none either.
 - short lists: one to four genes of the others. Only the calibration is learned on them.
 
+The weights are learned without cellconsensus: it may have read the papers of the cells, and the weights would
+trust markers too much.
+
 They are named by the shipped markers alone, and by all tables; with and without the tissue. Markers that
 come from the same cells or the same table are left out. Weights and calibration are learned on the other data
 sets (all of blood are one, both of Baron too, and each table) and reported on the one that was left out:
@@ -143,10 +146,11 @@ class World:
 
             return cls(rows, labels, kb.cl_lineage(), resolve, matcher, resolver, key)
 
-    def index(self, question: Question, markers: str) -> MarkerIndex:
-        """Return the markers without those of the same cells or table."""
-        without = {question.source, known_markers.AGREED} if question.table else set()
+    def index(self, question: Question, markers: str, agreed: bool = True) -> MarkerIndex:
+        """Return the markers without those of the same cells or table, and without the agreed ones."""
+        without = {question.source} if question.table else set()
         without |= {"Baron 2016"} if question.family == "baron" else set()
+        without |= {known_markers.AGREED} if question.table or not agreed else set()
         if (markers, frozenset(without)) not in self.indices:
             kept = [
                 row[:6]
@@ -245,14 +249,16 @@ class Answers:
     mask: torch.Tensor
     where: list[tuple[Question, tuple[str, bool]]]
     rows: list
+    #: The same of long lists without the agreed markers, on which weights are learned.
+    plain: Answers | None = None
 
     @classmethod
-    def of(cls, world: World, questions: list[Question], modes=MODES, extra=None) -> Answers:
+    def of(cls, world: World, questions: list[Question], modes=MODES, extra=None, agreed=True) -> Answers:
         """Return the answers; ``extra`` (index, genes, rows) -> (n, m) gives more features."""
         parts, where, listed = [], [], []
         for mode in modes:
             for q in questions:
-                index = world.index(q, mode[0])
+                index = world.index(q, mode[0], agreed)
                 rows, values = index.features(q.genes, q.tissue if mode[1] else "", q.silent)
                 if extra is not None and len(rows):
                     values = np.concatenate([values, extra(index, q.genes, rows)], axis=1)
@@ -276,7 +282,11 @@ class Answers:
             X[k, : len(values), : values.shape[1]] = torch.tensor(values)
             truth[k, : len(told)] = torch.tensor(told)
             mask[k, : len(values)] = 0
-        return cls(X, truth[..., 0], truth[..., 1], truth[..., 2], mask, where, listed)
+        plain = [q for q in questions if not q.short]
+        return cls(
+            X, truth[..., 0], truth[..., 1], truth[..., 2], mask, where, listed,
+            cls.of(world, plain, modes, extra, agreed=False) if agreed else None,
+        )  # fmt: skip
 
     @property
     def families(self) -> np.ndarray:
@@ -286,10 +296,11 @@ class Answers:
 def learned(answers: Answers, use: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
     """Return the weights that give the best expected name on some of the questions.
 
-    ``parts`` says which features may count. Each family counts as the square root of its questions. Short
-    lists are left to the calibration.
+    ``parts`` says which features may count. Each family counts as the square root of its questions.
     """
-    use = use & ~np.array([q.short for q, _ in answers.where])
+    if answers.plain is not None:
+        use = np.isin(answers.plain.families, answers.families[use])
+        answers = answers.plain
     families = answers.families[use]
     size = {f: int((families == f).sum()) for f in set(families)}
     weight = torch.tensor([size[f] ** -0.5 for f in families], dtype=torch.float32)
