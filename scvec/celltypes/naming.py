@@ -674,9 +674,9 @@ def _weighted(genes: Sequence[str], said: Mapping[str, str]) -> tuple[list[str],
 def _doubts(mass: Float64, values: Float64, known: float, n_genes: int) -> Float64:
     """Return (n, 5) what the probability of a term is computed from.
 
-    A constant, the log odds of its softmax, the fraction of the list that it explains, how many genes, and one
-    by the length of the list: a few genes may mark a term by chance. ``explained`` is a part of the genes that
-    tables know; of the list it is as much less as they know less.
+    A constant, the log odds of its softmax, the fraction of the list that it explains, how many genes, and
+    one by the length of the list: a few genes may mark a term by chance. ``explained`` is a part of the genes
+    that tables know; of the list it is as much less as they know less.
     """
     odds = np.log((mass + 1e-3) / (1.0 - mass + 1e-3))
     explained = values[:, FEATURES.index("explained")] * known
