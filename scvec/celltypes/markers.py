@@ -150,7 +150,7 @@ def read_marker_lists(path: Path) -> list[MarkerList]:
     """
     rows = _table(_text(path), path, strict=True)
     header = [_folded(name) for name in next(rows, [])]
-    at = {}
+    at: dict[str, int] = {}
     for what, names in LIST_COLUMNS.items():
         for name in names:
             if name in header and header.index(name) not in at.values():
