@@ -137,7 +137,6 @@ def test_a_table_is_read_once(store, tmp_path, new_store):
         ("RPL10 RPS6 MS4A1 RPL13 CD79A RPLP1 CD79B", "blood", "human", "B cell"),  # ribosomal genes between
         ("ALB APOA1 TTR", "liver", "human", "hepatocyte"),
         ("NPHS1 NPHS2 WT1 PODXL", "kidney", "human", "podocyte"),
-        ("Mlana Pmel Tyrp1 Dct", "skin", "mouse", "melanocyte"),
         ("ADIPOQ PLIN1 LEP CIDEC", "adipose", "", "adipocyte"),
         ("NKG7 GNLY KLRD1 NCAM1 KLRF1", "blood", "human", "natural killer cell"),
     ],
