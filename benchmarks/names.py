@@ -16,7 +16,10 @@ Lists are made of two kinds of data in ../shared/data:
   measured and are not expressed are known for the first.
 - tables of ../shared/data/markers: what one says of a type in a tissue. It is then no marker table, and
   cellconsensus, which may have read the same table, is none either.
-- short lists: one to four genes of the others.
+- short lists: one to four genes of the others. Only the calibration is learned on them.
+
+The weights are learned without cellconsensus: it may have read the papers of the cells, and the weights would
+trust markers too much.
 
 They are named by the shipped markers alone, and by all tables; with and without the tissue. Markers that
 come from the same cells or the same table are left out. Weights and calibration are learned on the other data
@@ -49,6 +52,7 @@ import scvec
 from scvec.base.types import no_progress
 from scvec.celltypes.markers import read_markers
 from scvec.celltypes.naming import FALL, FEATURES, LINEAGE, MarkerIndex, NameFit, _doubts
+from scvec.celltypes.naming import N_GENES as SCORED
 from scvec.celltypes.terms import TermMatcher
 from scvec.ingest.cells.source import CellSource
 from scvec.model import known_markers
@@ -142,10 +146,11 @@ class World:
 
             return cls(rows, labels, kb.cl_lineage(), resolve, matcher, resolver, key)
 
-    def index(self, question: Question, markers: str) -> MarkerIndex:
-        """Return the markers without those of the same cells or table."""
-        without = {question.source, "cellconsensus"} if question.table else set()
+    def index(self, question: Question, markers: str, agreed: bool = True) -> MarkerIndex:
+        """Return the markers without those of the same cells or table, and without the agreed ones."""
+        without = {question.source} if question.table else set()
         without |= {"Baron 2016"} if question.family == "baron" else set()
+        without |= {known_markers.AGREED} if question.table or not agreed else set()
         if (markers, frozenset(without)) not in self.indices:
             kept = [
                 row[:6]
@@ -244,14 +249,16 @@ class Answers:
     mask: torch.Tensor
     where: list[tuple[Question, tuple[str, bool]]]
     rows: list
+    #: The same of long lists without the agreed markers, on which weights are learned.
+    plain: Answers | None = None
 
     @classmethod
-    def of(cls, world: World, questions: list[Question], modes=MODES, extra=None) -> Answers:
+    def of(cls, world: World, questions: list[Question], modes=MODES, extra=None, agreed=True) -> Answers:
         """Return the answers; ``extra`` (index, genes, rows) -> (n, m) gives more features."""
         parts, where, listed = [], [], []
         for mode in modes:
             for q in questions:
-                index = world.index(q, mode[0])
+                index = world.index(q, mode[0], agreed)
                 rows, values = index.features(q.genes, q.tissue if mode[1] else "", q.silent)
                 if extra is not None and len(rows):
                     values = np.concatenate([values, extra(index, q.genes, rows)], axis=1)
@@ -275,7 +282,11 @@ class Answers:
             X[k, : len(values), : values.shape[1]] = torch.tensor(values)
             truth[k, : len(told)] = torch.tensor(told)
             mask[k, : len(values)] = 0
-        return cls(X, truth[..., 0], truth[..., 1], truth[..., 2], mask, where, listed)
+        plain = [q for q in questions if not q.short]
+        return cls(
+            X, truth[..., 0], truth[..., 1], truth[..., 2], mask, where, listed,
+            cls.of(world, plain, modes, extra, agreed=False) if agreed else None,
+        )  # fmt: skip
 
     @property
     def families(self) -> np.ndarray:
@@ -287,6 +298,9 @@ def learned(answers: Answers, use: np.ndarray, parts: np.ndarray | None = None) 
 
     ``parts`` says which features may count. Each family counts as the square root of its questions.
     """
+    if answers.plain is not None:
+        use = np.isin(answers.plain.families, answers.families[use])
+        answers = answers.plain
     families = answers.families[use]
     size = {f: int((families == f).sum()) for f in set(families)}
     weight = torch.tensor([size[f] ** -0.5 for f in families], dtype=torch.float32)
@@ -325,13 +339,14 @@ def calibrated(answers: Answers, use: np.ndarray, weights: np.ndarray) -> tuple[
         order, proba = ranked(answers, k, weights)
         values = answers.X[k, : len(rows)].numpy()[order]
         rows = rows[order]
-        known = index.known(answers.where[k][0].genes)
-        doubts = _doubts(index.on_lineage(rows, proba), values, known)
+        genes = answers.where[k][0].genes
+        known = index.known(genes), min(len(set(genes)), SCORED)
+        doubts = _doubts(index.on_lineage(rows, proba), values, *known)
         for j in range(min(2, len(rows))):
             sure[0].append(doubts[j])
             sure[1].append(bool(answers.related[k, order[j]]))
         held = index.within(rows, proba)
-        doubts = _doubts(held, values, known)
+        doubts = _doubts(held, values, *known)
         for j in np.argsort(-held)[:15]:
             if len(index.lineage.get(index.terms[rows[j]], ())) >= 3:
                 within[0].append(doubts[j])
@@ -371,9 +386,10 @@ def left_out(
             found["lineage"][k] = answers.related[k, order[0]]
             if not calibrate:
                 continue
-            known = index.known(answers.where[k][0].genes)
-            found["sure"][k] = _sure(lineage, _doubts(index.on_lineage(rows, proba), values, known))[0]
-            held = _sure(within, _doubts(index.within(rows, proba), values, known))
+            genes = answers.where[k][0].genes
+            known = index.known(genes), min(len(set(genes)), SCORED)
+            found["sure"][k] = _sure(lineage, _doubts(index.on_lineage(rows, proba), values, *known))[0]
+            held = _sure(within, _doubts(index.within(rows, proba), values, *known))
             depth = np.array([len(index.lineage.get(index.terms[i], ())) for i in rows])
             deep = [j for j in range(len(rows)) if held[j] >= 0.8 and depth[j] >= 3]
             if deep:
@@ -719,7 +735,8 @@ def of_labels(world: World) -> None:
     Of the limits that doubt at most :data:`MOST_FALSE` of the right labels, those are chosen that doubt most
     swapped pairs (one of the two labels, mean over data sets).
     """
-    index = MarkerIndex([row[:6] for row in world.rows if row[6] == "shipped"], world.labels, world.lineage)
+    rows = [row[:6] for row in world.rows if row[6] == "shipped" and row[5] != known_markers.AGREED]
+    index = MarkerIndex(rows, world.labels, world.lineage)
     told: dict[str, np.ndarray] = {}
     for file in sorted(SHARED.glob("*.h5ad")):
         family = next((name for name in ("pbmc", "baron") if name in file.stem), file.stem)

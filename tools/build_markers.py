@@ -147,7 +147,7 @@ def consensus(wheel: zipfile.ZipFile, terms: dict, organs: set[str]):
 
 
 def places(terms: dict, organs: set[str], cl_id: str) -> set[str]:
-    """Return the organs of a term: in its names, its first sentence, and the labels of terms above it."""
+    """Return the organs in the names and first sentence of a term, and in the labels of terms above it."""
     term = terms[cl_id]
     texts = [term["label"], *term.get("synonyms", ()), term.get("description", "").split(". ")[0]]
     above = (terms[a] for a in term["ancestors"] if a in terms)

@@ -470,8 +470,9 @@ class MarkerIndex:
         order, proba = self.ranked(rows, values @ self.fit.vector)
         rows, values = rows[order], values[order]
         known = self.known(genes, spoken)
-        sure = _logistic(self.fit.lineage, _doubts(self.on_lineage(rows, proba), values, known))
-        within = _logistic(self.fit.within, _doubts(self.within(rows, proba), values, known))
+        n = len({spoken.get(g, g) for g in taken})
+        sure = _logistic(self.fit.lineage, _doubts(self.on_lineage(rows, proba), values, known, n))
+        within = _logistic(self.fit.within, _doubts(self.within(rows, proba), values, known, n))
 
         above = self.lineage.get(self.terms[rows[0]], frozenset())
 
@@ -712,15 +713,19 @@ def _weighted(genes: Sequence[str], said: Mapping[str, str]) -> tuple[list[str],
     return [g for g, _ in kept], np.array(share).reshape(-1, 2)
 
 
-def _doubts(mass: Float64, values: Float64, known: float) -> Float64:
-    """Return (n, 4) what the probability of a term is computed from.
+def _doubts(mass: Float64, values: Float64, known: float, n_genes: int) -> Float64:
+    """Return (n, 5) what the probability of a term is computed from.
 
-    A constant, the log odds of its softmax, the fraction of the list that it explains, and how many genes.
-    ``explained`` is a part of the genes that tables know; of the list it is as much less as they know less.
+    A constant, the log odds of its softmax, the fraction of the list that it explains, how many genes, and
+    one by the length of the list: a few genes may mark a term by chance. ``explained`` is a part of the genes
+    that tables know; of the list it is as much less as they know less.
     """
     odds = np.log((mass + 1e-3) / (1.0 - mass + 1e-3))
     explained = values[:, FEATURES.index("explained")] * known
-    return np.stack([np.ones(len(mass)), odds, explained, values[:, FEATURES.index("shared")]], axis=1)
+    one = np.ones(len(mass))
+    return np.stack(
+        [one, odds, explained, values[:, FEATURES.index("shared")], one / max(n_genes, 1)], axis=1
+    )
 
 
 def _logistic(weights: Sequence[float], values: Float64) -> Float64:

@@ -64,10 +64,15 @@ def shipped_tissues() -> Tissues:
     return Tissues(zip(table["name"], table["organs"], strict=True))
 
 
-def marker_index(kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str], str]) -> MarkerIndex:
-    """Return the markers of the knowledge base, with genes mapped to their ortholog in the first species."""
+def marker_index(
+    kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str], str], without: str = ""
+) -> MarkerIndex:
+    """Return the markers of the knowledge base, with genes mapped to their ortholog in the first species.
+
+    ``without`` is a source that is left out.
+    """
     labels = {cl_id: label for cl_id, label, own in kb.cl_names() if own}
-    rows = marker_rows(kb.markers(), resolver, key)
+    rows = marker_rows([row for row in kb.markers() if row[-1] != without], resolver, key)
     return MarkerIndex(rows, labels, kb.cl_lineage(), tissues=shipped_tissues())
 
 
@@ -155,6 +160,8 @@ EXPRESSED = 0.1
 #: of markers and of cells. Among limits that doubt at most 2% of the right labels, these doubt the most
 #: swapped labels (benchmarks/names.py --labels). The number of cells was set by hand.
 FEW, LEAST, CELLS = 0.5, 3, 10
+#: Markers of this source do not count there: many are expressed in some cells of a type only.
+AGREED = "cellconsensus"
 
 
 def absent_markers(
@@ -217,7 +224,7 @@ def marker_notes(
     if len(kept_terms) < 2:
         return []
     key = ortholog_key(resolver)
-    index = marker_index(kb, resolver, key)
+    index = marker_index(kb, resolver, key, without=AGREED)
     doubted = absent_markers(index, kept_terms, means[large], [key(g) for g in gene_ids])
     if not doubted:
         return []

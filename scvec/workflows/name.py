@@ -262,8 +262,8 @@ def _named_lists(
     named = []
     for group, genes, tissue, species, absent in lists:
         if species and species not in resolver.species:
-            others = ", ".join(resolver.species)
-            note = f"the knowledge base has no genes of {species[:40]}: give genes of {others}"
+            loaded = ", ".join(resolver.species)
+            note = f"the knowledge base has no genes of {species[:40]}: give genes of {loaded}"
             named.append(Naming(group, (), None, "unknown", tuple(genes[:10]), (note,)))
             continue
         known, left = listed_genes(genes, species or asked.species, resolver, index, key)

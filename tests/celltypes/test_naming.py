@@ -170,7 +170,7 @@ def test_features_by_hand():
 
 
 def test_learned_weights_decide():
-    only = NameFit({"tables": 10.0}, (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0))
+    only = NameFit({"tables": 10.0}, (0.0, 1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0, 0.0))
     rows = [*ROWS, ("CL:4", "blood", "MS4A1", "positive", 1.0, "another"), ROWS[0]]
     index = MarkerIndex(rows, LABELS, LINEAGE, fit=only)
     assert index.name("a", ["MS4A1"]).candidates[0].cl_id == "CL:4"  # two tables know it
@@ -197,7 +197,7 @@ def test_a_list_that_tables_hardly_know_is_less_sure(index):
 
 
 def test_the_name_is_that_of_which_most_is_hoped():
-    only = NameFit({"own": 1.0}, (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0))
+    only = NameFit({"own": 1.0}, (0.0, 1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0, 0.0))
     index = MarkerIndex(ROWS, LABELS, LINEAGE, fit=only)
     rows = np.array([index.terms.index(t) for t in ("CL:2", "CL:3", "CL:4")])
     order, proba = index.ranked(rows, np.log([0.2, 0.41, 0.39]))

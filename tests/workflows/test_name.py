@@ -135,6 +135,10 @@ def test_a_table_is_read_once(store, tmp_path, new_store):
         ("GCG TTR ARX IRX2", "islets", "", "pancreatic A cell"),
         ("KIAA0101 MKI67 FOO", "moon", "", ""),  # nothing known, in an unknown tissue
         ("RPL10 RPS6 MS4A1 RPL13 CD79A RPLP1 CD79B", "blood", "human", "B cell"),  # ribosomal genes between
+        ("ALB APOA1 TTR", "liver", "human", "hepatocyte"),
+        ("NPHS1 NPHS2 WT1 PODXL", "kidney", "human", "podocyte"),
+        ("ADIPOQ PLIN1 LEP CIDEC", "adipose", "", "adipocyte"),
+        ("NKG7 GNLY KLRD1 NCAM1 KLRF1", "blood", "human", "natural killer cell"),
     ],
 )
 def test_short_and_noisy_lists(store, tmp_path, genes, tissue, species, label):
@@ -145,6 +149,13 @@ def test_short_and_noisy_lists(store, tmp_path, genes, tissue, species, label):
         assert group.candidates[0].label == label
     else:
         assert group.status in ("unknown", "broad", "named")
+
+
+def test_a_name_by_one_gene_is_less_sure(store, tmp_path):
+    path = tmp_path / "lists.csv"
+    path.write_text("group,genes\n1,MS4A1\n5,MS4A1 CD79A CD79B CD19 BANK1\n")
+    one, five = (g.candidates[0] for g in scvec.name(store, markers=path).groups)
+    assert five.label == "B cell" and one.probability < 0.7 < five.probability
 
 
 def test_a_group_without_specific_genes_and_a_species_without_markers(store, cells, tmp_path):
