@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -423,6 +424,14 @@ _STABLE_FULL = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
 _STABLE_PART = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", re.IGNORECASE)
 
 
+def _plain(name: str) -> str:
+    """Return a name without what spreadsheets and web pages add: spaces, a leading ``'``, marks unseen."""
+    if not name.isascii():
+        seen = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        name = "".join(seen)
+    return name.strip().lstrip("'")
+
+
 def _species_within(name: str) -> str | None:
     """Return the species of an id, or of a stable id within a name of any case (``gene:ENSRNOG00000...``)."""
     found = id_species(name) or None
@@ -660,7 +669,7 @@ class GeneResolver:
         for name in given:
             hit = cache.get(name)
             if hit is None:
-                hit = cache[name] = _resolve_one(table, name.strip(), chosen, fold)
+                hit = cache[name] = _resolve_one(table, _plain(name), chosen, fold)
             genes, level = hit
             foreign += level == "foreign"
             dates += level == "date"
@@ -685,7 +694,7 @@ class GeneResolver:
 
         The stranger is a species that is not loaded and has more of the names; empty if there is none.
         """
-        unique = list(dict.fromkeys(name.strip() for name in names))
+        unique = list(dict.fromkeys(map(_plain, names)))
         loaded = (species,) if species != "auto" else self.species or SPECIES
         exact = {s: self._spelled(unique, s) for s in loaded}
         known = {s: exact[s] | self._folded(unique, s) for s in loaded}

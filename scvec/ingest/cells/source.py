@@ -77,7 +77,7 @@ _OTHER_TYPES = {
 }
 _TYPE_COLUMNS = ("feature_types", "feature_type", "feature_biotype", "modality")
 _OTHER_NAMES = re.compile(
-    r"_?Total-?Seq-?[ABCD]?\d*$|^(ADT|HTO|CITE|AB|prot)[_-]|^Hash-?tag[_-]?\w*$"
+    r"_?Total-?Seq-?[ABCD]?\d*$|^(ADT|HTO|CITE|AB|prot)[_-]|^(ADT|HTO|prot|protein|sgRNA|gRNA|CRISPR):|^Hash-?tag[_-]?\w*$"
     r"|([_.-](AB|ADT|HTO|prot|protein)|[ _.-]?\((ADT|HTO|AB|protein)\)|\|pAbO)$"
     r"|^ERCC-\d{5}$|^chr[\dXYM]+[:-]\d+-\d+$"
     # Summary rows of HTSeq and STAR: reads that were not assigned to a gene.
