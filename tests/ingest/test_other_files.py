@@ -161,6 +161,20 @@ def test_lazy_arrays_are_never_worked_out_as_a_whole() -> None:
     assert asked == [6]
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_records_in_uns_of_a_zarr_folder_are_copied(tmp_path: Path, version: int) -> None:
+    adata = cells()
+    kinds = [("alpha", "f4"), ("beta", "f8")]
+    # As sc.tl.rank_genes_groups writes them.
+    adata.uns["rank_genes_groups"] = {"scores": np.array([(1, 2), (5, 6)], dtype=kinds)}
+    with anndata.settings.override(zarr_write_format=version), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata.write_zarr(tmp_path / "x.zarr")
+    write_annotated(tmp_path / "x.zarr", tmp_path / "o.h5ad", pd.DataFrame({"told": np.arange(N)}))
+    found = anndata.read_h5ad(tmp_path / "o.h5ad").uns["rank_genes_groups"]["scores"]
+    assert found["beta"].tolist() == [2, 6]
+
+
 def test_x_of_an_object_may_lie_in_a_zarr_folder_or_an_h5ad(tmp_path: Path) -> None:
     adata = cells()
     adata.write_h5ad(tmp_path / "x.h5ad")

@@ -350,7 +350,7 @@ def _write_object(
     """Write an AnnData object with additions, through a shallow copy that shares its arrays."""
     from anndata.io import write_elem
 
-    if adata.isbacked:
+    if adata.isbacked or not isinstance(adata.obs, pd.DataFrame):  # as read_lazy leaves it
         adata = adata.to_memory()
     if any(len(values) != adata.n_obs for values in columns.values()):
         raise ValueError(f"rows of annotation do not match {adata.n_obs} cells")

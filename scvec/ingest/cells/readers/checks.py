@@ -738,8 +738,9 @@ def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim 
             pieces = [int(n) for n in described["chunks"]]
             codecs = [described.get("compressor"), *(described.get("filters") or [])]
             names = [str(codec["id"]) for codec in codecs if codec]
-            item = np.dtype(described["dtype"]).itemsize
-            if np.dtype(described["dtype"]).hasobject and "vlen-utf8" not in names:
+            dtype = _dtype_of(described["dtype"])
+            item = dtype.itemsize
+            if dtype.hasobject and "vlen-utf8" not in names:
                 raise _refuse_zarr(
                     root, here, "the array holds pickled or unknown objects, which scvec does not load"
                 )
@@ -762,6 +763,13 @@ def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim 
         )
     n_pieces = prod(-(-n // max(k, 1)) for n, k in zip(shape, pieces, strict=True))
     return _ZarrClaim(prod(shape) * item, n_pieces, " x ".join(f"{n:,}" for n in shape))
+
+
+def _dtype_of(described: Any) -> np.dtype[Any]:
+    """Return a dtype from its JSON, in which the fields of a record are lists, as in rank_genes_groups."""
+    if not isinstance(described, list):
+        return np.dtype(described)
+    return np.dtype([(str(name), _dtype_of(kind), *map(tuple, shape)) for name, kind, *shape in described])
 
 
 def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
