@@ -254,7 +254,7 @@ def usual_expression(match: GeneMatch, totals: npt.NDArray[np.float64], resolver
 #: Regions of the genome, as joined files of RNA and open chromatin have them, and genes of another genome.
 _NO_GENE = re.compile(rf"[:_-]\d+[:_-]\d+$|^(?:{_GENOMES})_", re.IGNORECASE)
 #: Separators between the name of a gene and other text.
-_SEPARATORS = ("__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".", "@", "#", "=")
+_SEPARATORS = ("\t", "__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".", "@", "#", "=")
 #: Names in quotes, as bytes, or in a list of one.
 _QUOTED = re.compile(r"[\[(]*b?(['\"])(.*)\1[\])]*")
 #: A number with the letter X of R's make.names.
