@@ -163,10 +163,8 @@ def genes_of_one_genome(
     Mask (n_features,), names without a genome prefix, and a note (empty if there is one genome).
     """
     some = names[:: max(1, len(names) // 1000)]  # matching all names takes as long as a tenth of reading
-    if any(map(_JOINED.match, some)):
-        parts = [_JOINED.match(name) for name in names]
-    else:
-        parts = [None] * len(names)
+    tried = names if any(map(_JOINED.match, some)) else [""] * len(names)
+    parts = [_JOINED.match(name) for name in tried]
     often = Counter(match[1] for match in parts if match)
     if often and sum(n >= 0.01 * len(names) for n in often.values()) < 2:
         parts = [_GENOME.match(name) for name in names]
