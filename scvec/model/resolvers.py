@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -253,7 +254,7 @@ def usual_expression(match: GeneMatch, totals: npt.NDArray[np.float64], resolver
 #: Regions of the genome, as joined files of RNA and open chromatin have them, and genes of another genome.
 _NO_GENE = re.compile(rf"[:_-]\d+[:_-]\d+$|^(?:{_GENOMES})_", re.IGNORECASE)
 #: Separators between the name of a gene and other text.
-_SEPARATORS = ("__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".", "@", "#", "=")
+_SEPARATORS = ("\t", "__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".", "@", "#", "=")
 #: Names in quotes, as bytes, or in a list of one.
 _QUOTED = re.compile(r"[\[(]*b?(['\"])(.*)\1[\])]*")
 #: A number with the letter X of R's make.names.
@@ -421,6 +422,14 @@ _STABLE = r"ENS(?:[A-Z]{3,4})?G\d{11}|FBgn\d{7}|WBGene\d{8}"
 _STABLE_ANY = re.compile(_STABLE)
 _STABLE_FULL = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
 _STABLE_PART = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", re.IGNORECASE)
+
+
+def _plain(name: str) -> str:
+    """Return a name without what spreadsheets and web pages add: spaces, a leading ``'``, marks unseen."""
+    if not name.isascii():
+        seen = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        name = "".join(seen)
+    return name.strip().lstrip("'")
 
 
 def _species_within(name: str) -> str | None:
@@ -651,7 +660,7 @@ class GeneResolver:
         for name in given:
             hit = cache.get(name)
             if hit is None:
-                hit = cache[name] = _resolve_one(table, name.strip(), chosen, fold)
+                hit = cache[name] = _resolve_one(table, _plain(name), chosen, fold)
             genes, level = hit
             foreign += level == "foreign"
             dates += level == "date"
@@ -676,7 +685,7 @@ class GeneResolver:
 
         The stranger is a species that is not loaded and has more of the names; empty if there is none.
         """
-        unique = list(dict.fromkeys(name.strip() for name in names))
+        unique = list(dict.fromkeys(map(_plain, names)))
         loaded = (species,) if species != "auto" else self.species or SPECIES
         exact = {s: self._spelled(unique, s) for s in loaded}
         known = {s: exact[s] | self._folded(unique, s) for s in loaded}

@@ -9,8 +9,9 @@ import pytest
 from bad_inputs import CASES
 
 from scvec.base.errors import ScvecError
-from scvec.ingest.cells.source import CellSource, labels
+from scvec.ingest.cells.source import CellSource
 from scvec.ingest.cells.write import check_output
+from scvec.model.training import Labelled
 
 
 def _read(case, path: Path) -> list[str]:
@@ -18,7 +19,7 @@ def _read(case, path: Path) -> list[str]:
         check_output(path.parent / case.options["output"], path)
     with CellSource.open(path, layer=case.options.get("layer"), memory=case.options.get("memory")) as source:
         if case.command == "ingest":
-            labels(source, case.options["label_key"])
+            Labelled.read([source], case.options["label_key"], None)
         rows = sum(chunk.shape[0] for chunk in source.chunks(7))
         assert rows == source.n_obs
         return list(source.notes)

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 import scvec
 from scvec.base.errors import InputError
 from scvec.ingest.cells.source import CellSource, labels, parse_memory
+from scvec.stores.store.files import read_table, write_table
 
 DEMO = Path(scvec.__file__).parent / "data"
 
@@ -172,11 +173,15 @@ def test_the_genome_with_most_counts_is_kept(one: str, other: str, genome: str) 
         assert any(f"kept the genes of {genome}" in note for note in source.notes)
 
 
-def test_tables_as_only_objects_have_them() -> None:
+def test_tables_as_only_objects_have_them(tmp_path: Path) -> None:
     adata = adata_of(dense_counts(6, 4))
     adata.var.index = pd.MultiIndex.from_tuples([(f"E{i}", f"G{i}") for i in range(4)], names=["id", None])
     adata.obs["batch"] = [[1], {2: 3}, (4,), {5}, np.arange(2), None]
+    adata.obs["age"] = pd.cut(range(6), [-1, 2, 9])
+    adata.obs["time"] = pd.period_range("2020", periods=6, freq="D")
     with CellSource.open(adata) as source:
+        write_table(tmp_path / "obs.parquet", source.obs)
+        assert read_table(tmp_path / "obs.parquet")["age"].iloc[0] == "(-1, 2]"
         assert source.var_names == [f"E{i}_G{i}" for i in range(4)]
         names = source.gene_name_candidates()
         assert names["id"] == [f"E{i}" for i in range(4)] and names["level_1"] == [f"G{i}" for i in range(4)]

@@ -161,6 +161,8 @@ def _far(name: str) -> str:
         lambda n: f"{n} (human)",
         lambda n: f"{n}/Homo_sapiens",
         lambda n: f"chr{sum(map(ord, n)) % 19};{n};+",
+        lambda n: f"E{sum(map(ord, n))}\t{n}\tGene Expression",  # a line of features.tsv
+        lambda n: f"{n}\t{sum(map(ord, n))}",
     ],
 )
 @pytest.mark.slow

@@ -161,6 +161,34 @@ def test_lazy_arrays_are_never_worked_out_as_a_whole() -> None:
     assert asked == [6]
 
 
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix])
+def test_chunks_of_zeros_that_zarr_does_not_write(tmp_path: Path, version: int, kind: Callable) -> None:
+    adata = anndata.AnnData(kind(COUNTS[:, :1]), var=pd.DataFrame(index=["INS"]))
+    adata.layers["zeros"] = adata.X.copy()
+    adata.layers["zeros"].data[:] = 0
+    adata.obs["indices"] = adata.obs["data"] = 0
+    with anndata.settings.override(zarr_write_format=version), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata.write_zarr(tmp_path / "x.zarr")
+    with CellSource.open(tmp_path / "x.zarr") as source:
+        np.testing.assert_array_equal(source.stored_rows(np.arange(N)).toarray(), COUNTS[:, :1])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_records_in_uns_of_a_zarr_folder_are_copied(tmp_path: Path, version: int) -> None:
+    adata = cells()
+    kinds = [("alpha", "f4"), ("beta", "f8")]
+    # As sc.tl.rank_genes_groups writes them.
+    adata.uns["rank_genes_groups"] = {"scores": np.array([(1, 2), (5, 6)], dtype=kinds)}
+    with anndata.settings.override(zarr_write_format=version), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata.write_zarr(tmp_path / "x.zarr")
+    write_annotated(tmp_path / "x.zarr", tmp_path / "o.h5ad", pd.DataFrame({"told": np.arange(N)}))
+    found = anndata.read_h5ad(tmp_path / "o.h5ad").uns["rank_genes_groups"]["scores"]
+    assert found["beta"].tolist() == [2, 6]
+
+
 def test_x_of_an_object_may_lie_in_a_zarr_folder_or_an_h5ad(tmp_path: Path) -> None:
     adata = cells()
     adata.write_h5ad(tmp_path / "x.h5ad")

@@ -206,6 +206,14 @@ def test_outputs_that_cannot_be_written_are_refused(source: Path, tmp_path: Path
     assert sorted(os.listdir(tmp_path)) == ["in.h5ad"]
 
 
+def test_an_object_that_anndata_cannot_write_is_an_error(source: Path, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(source)
+    adata.uns["call"] = len
+    with pytest.raises(InputError, match="call") as caught:
+        write_annotated(adata, tmp_path / "o.h5ad", *added())
+    assert caught.value.code == "output-not-writable" and sorted(os.listdir(tmp_path)) == ["in.h5ad"]
+
+
 def test_an_old_output_survives_a_failure(source: Path, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "out.h5ad"
     out.write_text("precious")

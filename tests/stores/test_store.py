@@ -170,11 +170,13 @@ class TestContent:
     def test_mixed_columns_become_text(self, store):
         given = cells()
         given["obs"]["odd"] = [1, "x", None] * 10
+        given["obs"]["order"] = pd.Categorical(["a", "b"] * 15, ordered=np.bool_(True))
         with store.begin("x") as txn:
             txn.put_reference("a", **given)
             assert any("odd" in note for note in txn.notes)
             txn.commit()
         assert store.reference("a").obs["odd"].tolist()[:3] == ["1", "x", None]
+        assert store.reference("a").obs["order"].tolist()[:2] == ["a", "b"]
 
     @pytest.mark.parametrize(
         ("spoil", "message"),

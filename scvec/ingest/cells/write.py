@@ -349,7 +349,7 @@ def _write_object(
     """Write an AnnData object with additions, through a shallow copy that shares its arrays."""
     from anndata.io import write_elem
 
-    if adata.isbacked:
+    if adata.isbacked or not isinstance(adata.obs, pd.DataFrame):  # as read_lazy leaves it
         adata = adata.to_memory()
     if any(len(values) != adata.n_obs for values in columns.values()):
         raise ValueError(f"rows of annotation do not match {adata.n_obs} cells")
@@ -358,13 +358,21 @@ def _write_object(
     table = table.drop(columns=[name for name in earlier["obs"] if name not in columns], errors="ignore")
     for name, values in columns.items():
         table[name] = pd.Series(values, index=table.index) if isinstance(values, pd.Categorical) else values
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # repeated names were already reported
-        copy = _shallow_copy(adata, table, obsm, uns, earlier)
     # Into memory first, because HDF5 does not handle a full disk (see _copy_with_room).
     image = io.BytesIO()
-    with h5py.File(image, "w") as file:
-        write_elem(file, "/", copy, dataset_kwargs={"compression": "gzip"})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # repeated names were already reported
+            copy = _shallow_copy(adata, table, obsm, uns, earlier)
+        with h5py.File(image, "w") as file:
+            write_elem(file, "/", copy, dataset_kwargs={"compression": "gzip"})
+    except MemoryError:
+        raise
+    except Exception as error:  # objects may hold anything
+        reason = " ".join([str(error), *getattr(error, "__notes__", ())])
+        what = f"anndata cannot write this object as h5ad: {reason}"
+        fix = "remove what adata.write_h5ad() cannot write, or write .csv or .parquet"
+        raise InputError(what, str(out), fix, code="output-not-writable") from error
     with replacing(out) as temporary:
         temporary.write_bytes(image.getbuffer())
 

@@ -655,17 +655,28 @@ def open_zarr(path: Path, *, memory: str | int | None = None) -> Any:
     InputError
         If the folder is damaged, has links out of it, claims more data than it holds, or has pickled objects.
     """
-    _check_zarr(path, parse_memory(memory))
+    lacking = _check_zarr(path, parse_memory(memory))
     import zarr
 
     with reading(path):
         # Consolidated metadata could differ from the metadata that were checked.
-        return zarr.open_group(str(path), mode="r", use_consolidated=False)
+        group: Any = zarr.open_group(str(path), mode="r", use_consolidated=False)
+        for here, what in lacking.items():
+            # A row that is in the first column alone, as in a file of one gene.
+            if np.diff(group[os.path.dirname(here)]["indptr"][:]).max(initial=0) > 1:
+                raise _refuse_zarr(path, here, what)
+        return group
 
 
-def _check_zarr(root: Path, memory: int) -> None:
-    """Check all files once, and compare each array's claimed size with the sum of its chunks."""
+def _check_zarr(root: Path, memory: int) -> dict[str, str]:
+    """Check all files once, and compare each array's claimed size with the sum of its chunks.
+
+    Returns
+    -------
+    Arrays of indices without some chunks, which read as zeros, and what is missing.
+    """
     claims: dict[str, _ZarrClaim] = {}
+    lacking: dict[str, str] = {}
     stored: dict[str, int] = {}
     pieces: dict[str, int] = {}
     arrays: list[str] = []
@@ -706,12 +717,16 @@ def _check_zarr(root: Path, memory: int) -> None:
         if claim.n_bytes > RATIO_FLOOR and claim.n_bytes > MAX_RATIO * size:
             claimed = f"an array claims {human_bytes(claim.n_bytes)} ({claim.shape})"
             raise _refuse_zarr(root, here, f"{claimed} but stores only {human_bytes(size)}")
-        # A missing chunk reads as zeros, which indices and values of sparse matrices never are.
-        if os.path.basename(here) in ("data", "indices") and pieces.get(here, 0) < claim.n_pieces:
-            lacking = claim.n_pieces - pieces.get(here, 0)
-            raise _refuse_zarr(
-                root, here, f"{lacking:,} of {claim.n_pieces:,} chunks of the array are missing"
-            )
+        # A missing chunk reads as zeros, which values of a sparse matrix are not, unless all of them are.
+        n, (folder, kind) = pieces.get(here, 0), os.path.split(here)
+        is_sparse = kind in ("data", "indices") and os.path.join(folder, "indptr") in claims
+        if is_sparse and n < claim.n_pieces:
+            what = f"{claim.n_pieces - n:,} of {claim.n_pieces:,} chunks of the array are missing"
+            if kind == "indices":
+                lacking[here] = what
+            elif n:
+                raise _refuse_zarr(root, here, what)
+    return lacking
 
 
 @dataclass(frozen=True)
@@ -738,8 +753,9 @@ def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim 
             pieces = [int(n) for n in described["chunks"]]
             codecs = [described.get("compressor"), *(described.get("filters") or [])]
             names = [str(codec["id"]) for codec in codecs if codec]
-            item = np.dtype(described["dtype"]).itemsize
-            if np.dtype(described["dtype"]).hasobject and "vlen-utf8" not in names:
+            dtype = _dtype_of(described["dtype"])
+            item = dtype.itemsize
+            if dtype.hasobject and "vlen-utf8" not in names:
                 raise _refuse_zarr(
                     root, here, "the array holds pickled or unknown objects, which scvec does not load"
                 )
@@ -762,6 +778,13 @@ def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim 
         )
     n_pieces = prod(-(-n // max(k, 1)) for n, k in zip(shape, pieces, strict=True))
     return _ZarrClaim(prod(shape) * item, n_pieces, " x ".join(f"{n:,}" for n in shape))
+
+
+def _dtype_of(described: Any) -> np.dtype[Any]:
+    """Return a dtype from its JSON, in which the fields of a record are lists, as in rank_genes_groups."""
+    if not isinstance(described, list):
+        return np.dtype(described)
+    return np.dtype([(str(name), _dtype_of(kind), *map(tuple, shape)) for name, kind, *shape in described])
 
 
 def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
