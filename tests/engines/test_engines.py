@@ -27,7 +27,7 @@ def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(InputError) as error:
         scvec.query(tmp_path, tmp_path / "new.h5ad", engine="ray")
     assert error.value.exit_code == 2
-    assert 'pip install "scvec[ray]"' in error.value.fix
+    assert "pip install 'scvec[ray]'" in error.value.fix
     with pytest.raises(InputError, check=lambda e: e.code == "extra-not-installed"):
         scvec.ingest_cells(tmp_path / "s", ["ref.h5ad"], name="a", label_key="b", engine="ray")
 

@@ -85,5 +85,5 @@ def test_a_reference_without_texts_says_so(store: Path, tiny_adata: Cells) -> No
     new = tiny_adata(6)
     with pytest.raises(InputError, match="made without texts"):
         scvec.query(store, new, reference="none", unmatched_genes="text")
-    with pytest.raises(InputError, match="drop or text"):
+    with pytest.raises(InputError, match="drop, text"):
         scvec.query(store, new, reference="none", unmatched_genes="guess")

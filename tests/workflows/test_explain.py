@@ -102,7 +102,7 @@ def test_one_member_alone_is_explained_alone(folder: Path, method: str):
         ({"label": "btea"}, "did you mean 'beta'"),
         ({"label": "beta", "against": "beta"}, "the explained label itself"),
         ({"label": "beta", "against": "gamma"}, "no label 'gamma'"),
-        ({"label": "beta", "n_genes": -1}, "n_genes cannot be"),
+        ({"label": "beta", "n_genes": -1}, "--n-genes must be"),
         ({"label": "beta", "key_added": "other"}, "scvec did not annotate"),
     ],
     ids=["nothing", "both", "cell", "label", "itself", "against", "n_genes", "key"],
