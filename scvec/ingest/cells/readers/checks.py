@@ -784,7 +784,9 @@ def _dtype_of(described: Any) -> np.dtype[Any]:
     """Return a dtype from its JSON, in which the fields of a record are lists, as in rank_genes_groups."""
     if not isinstance(described, list):
         return np.dtype(described)
-    return np.dtype([(str(name), _dtype_of(kind), *map(tuple, shape)) for name, kind, *shape in described])
+    fields = [(str(name), _dtype_of(kind), *map(tuple, shape)) for name, kind, *shape in described]
+    record: np.dtype[Any] = np.dtype(fields)
+    return record
 
 
 def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
