@@ -782,9 +782,10 @@ def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim 
 
 def _dtype_of(described: Any) -> np.dtype[Any]:
     """Return a dtype from its JSON, in which the fields of a record are lists, as in rank_genes_groups."""
-    if not isinstance(described, list):
+    if isinstance(described, str):
         return np.dtype(described)
-    return np.dtype([(str(name), _dtype_of(kind), *map(tuple, shape)) for name, kind, *shape in described])
+    fields: Any = [(str(name), _dtype_of(kind), *map(tuple, shape)) for name, kind, *shape in described]
+    return np.dtype(fields)
 
 
 def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
