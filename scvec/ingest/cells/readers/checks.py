@@ -785,7 +785,8 @@ def _dtype_of(described: Any) -> np.dtype[Any]:
     if isinstance(described, str):
         return np.dtype(described)
     fields: Any = [(str(name), _dtype_of(kind), *map(tuple, shape)) for name, kind, *shape in described]
-    return np.dtype(fields)
+    record: np.dtype[Any] = np.dtype(fields)
+    return record
 
 
 def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
