@@ -185,6 +185,13 @@ def test_utf16_is_named(tmp_path: Path) -> None:
         contents_of(tmp_path / "bad.csv", PLENTY)
 
 
+def test_lines_of_carriage_returns_are_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_bytes(GOOD.replace(b"\n", b"\r"))
+    with pytest.raises(InputError, match="carriage returns") as caught:
+        contents_of(tmp_path / "bad.csv", PLENTY)
+    assert caught.value.code == "wrong-format"
+
+
 def test_a_packed_table_that_breaks_off(cells, tmp_path: Path) -> None:
     path = tmp_path / "genes.csv.gz"
     path.write_bytes(gzip.compress(SHAPES["genes.csv"](cells).encode())[:-99])

@@ -200,7 +200,7 @@ def _tidy_columns(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, tuple[s
         elif isinstance(values.dtype, pd.CategoricalDtype):
             categories = values.cat.categories
             if isinstance(categories.dtype, pd.IntervalDtype | pd.PeriodDtype):  # as pd.cut makes them
-                frame[column] = values.cat.rename_categories(list(categories.astype(str)))
+                frame[column] = values.cat.rename_categories([str(c) for c in categories])
             if any(isinstance(c, bytes) for c in categories):
                 frame[column] = values.astype(object).map(_text, na_action="ignore").astype("category")
         elif values.dtype == object and any(isinstance(v, _NO_VALUES) for v in values):

@@ -782,13 +782,11 @@ def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim 
 
 def _dtype_of(described: Any) -> np.dtype[Any]:
     """Return a dtype from its JSON, in which the fields of a record are lists, as in rank_genes_groups."""
-    dtype: np.dtype[Any]
-    if not isinstance(described, list):
-        dtype = np.dtype(described)
-        return dtype
-    fields = [(str(name), _dtype_of(kind), *map(tuple, shape)) for name, kind, *shape in described]
-    dtype = np.dtype(fields)
-    return dtype
+    if isinstance(described, str):
+        return np.dtype(described)
+    fields: Any = [(str(name), _dtype_of(kind), *map(tuple, shape)) for name, kind, *shape in described]
+    record: np.dtype[Any] = np.dtype(fields)
+    return record
 
 
 def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:

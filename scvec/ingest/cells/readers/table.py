@@ -191,6 +191,9 @@ def _layout(handle: IO[bytes], path: Path, memory: int) -> _Layout:
         if (sum(map(len, some)) > _LEAST and len(some) > 3) or len(some) > _PROBED_LINES:
             break
     some = some[:_PROBED_LINES]
+    if some and some[0].rstrip().count(b"\r") > 2:
+        what, fix = "the lines end with carriage returns alone", "convert: tr '\\r' '\\n' < FILE > new.csv"
+        raise InputError(what, str(path), fix, code="wrong-format")
     some[:1] = [line.removeprefix(b"\xef\xbb\xbf") for line in some[:1]]
     numbered = [(i + 1, line) for i, line in enumerate(some) if line.strip()]
     if numbered and numbered[0][1].startswith(b"#1."):  # GCT: a version, then the shape
