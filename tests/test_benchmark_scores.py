@@ -91,6 +91,7 @@ def test_the_sign_flip_test_is_exact_for_few_differences(bench):
     assert bench.compare.sign_flip(np.ones(20)) < 0.001
 
 
+@pytest.mark.slow
 def test_a_downsampled_query_keeps_its_fraction(bench, tmp_path):
     pair = next(p for p in bench.pairs.PAIRS if p.name == "donors-counts20")
     thin = bench.prepare.write(pair, tmp_path)

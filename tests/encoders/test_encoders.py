@@ -352,6 +352,6 @@ def test_the_registry() -> None:
 def test_an_unknown_encoder_gets_a_hint() -> None:
     with pytest.raises(InputError) as caught:
         encoder_kind("adaptd")
-    assert caught.value.code == "unknown-choice" and "did you mean adapted?" in caught.value.fix
+    assert caught.value.code == "unknown-choice" and "'adapted'?" in caught.value.fix
     with pytest.raises(InputError):
         load_encoder("zzz", {}, {})

@@ -76,7 +76,7 @@ def test_what_is_known_of_encoders_is_read_from_the_registry() -> None:
     assert not encoder_kind("toy").uses_gpu and encoder_kind("toy").texts == ""
     with pytest.raises(InputError) as caught:
         encoder_kind("toi")
-    assert "did you mean toy?" in caught.value.fix and "residual, toy" in caught.value.fix
+    assert "'toy'?" in caught.value.fix and "residual, toy" in caught.value.fix
     models = Models(lambda: pytest.fail("no model"), lambda *_: pytest.fail("no model"), "cpu")
     with pytest.raises(InputError) as caught:
         encoder_kind("toy").prepare(models, {"n_genes": 3, "epochs": 2})

@@ -203,6 +203,7 @@ def test_any_value_is_read_or_refused(tmp_path: Path, row: dict[str, Any]) -> No
         assert gene.symbol and gene.gene_id
 
 
+@pytest.mark.slow
 def test_the_real_files(shared_data: Path) -> None:
     human = read(shared_data / "genes" / "human_gene_descriptions.parquet")
     assert len(human) == 77_614

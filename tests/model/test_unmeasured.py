@@ -227,6 +227,7 @@ def test_evidence_of_cells_that_lack_genes(cells, tmp_path: Path, new_store: Cal
     assert not {g.symbol for g in told.genes} & gone
 
 
+@pytest.mark.slow
 def test_cells_that_lack_genes_are_appended(cells, tmp_path: Path, new_store: Callable[[Path], Path]) -> None:
     _, both, _ = joined(cells)
     store = new_store(tmp_path / "store")

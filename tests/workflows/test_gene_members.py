@@ -152,6 +152,7 @@ def test_a_changed_gene_side_fails_the_golden_query(made):
         check_golden(stored, golden, described)
 
 
+@pytest.mark.slow
 def test_append_drop_card_and_info(made, tmp_path: Path, new_store):
     _, ref, new = made
     store = new_store(tmp_path / "store")

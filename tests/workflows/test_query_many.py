@@ -60,6 +60,7 @@ def check_halves(joint, of, halves, *, loss, wrong, sure):
         assert np.mean(others & (joint.status[own] == "confident")) <= sure
 
 
+@pytest.mark.slow
 def test_each_reference_annotates_as_it_does_alone(made, joint):
     for name in ("islet", "rest"):
         alone = scvec.query(made / "store", made / "new.h5ad", reference=name)
@@ -67,6 +68,7 @@ def test_each_reference_annotates_as_it_does_alone(made, joint):
         np.testing.assert_array_equal(joint.annotations[name].novelty, alone.novelty)
 
 
+@pytest.mark.slow
 def test_two_halves_of_one_tissue(made, joint):
     # Neither reference knows what sets its types apart from those of the other; their mean cells tell it.
     of = truth(made)
@@ -92,6 +94,7 @@ def test_pancreas_and_blood(tmp_path, new_store, shared_data):
     check_halves(joint, of, halves, loss=0.01, wrong=0.01, sure=0.001)
 
 
+@pytest.mark.slow
 def test_the_term_is_that_of_the_label_or_above(made, joint):
     beta = (truth(made) == "beta") & (joint.label == "beta") & (joint.status == "confident")
     lineage = Store(made / "store").reference("islet").meta["ontology"]["lineage"]["CL:0000169"]
@@ -100,6 +103,7 @@ def test_the_term_is_that_of_the_label_or_above(made, joint):
     assert set(joint.cl_id[beta]) <= set(lineage)
 
 
+@pytest.mark.slow
 def test_what_is_written(made, joint):
     written = anndata.read_h5ad(made / "joint.h5ad")
     table = joint.to_table()
@@ -118,6 +122,7 @@ def test_what_is_written(made, joint):
         assert read(path)["scvec_label"].astype(str).tolist() == joint.label.tolist()
 
 
+@pytest.mark.slow
 def test_in_place_and_alone(made, joint):
     new = anndata.read_h5ad(made / "new.h5ad")
     scvec.annotate(new, made / "store", reference=("islet", "rest"))
@@ -129,6 +134,7 @@ def test_in_place_and_alone(made, joint):
 @pytest.mark.parametrize(
     "options", [{"report": "r.html"}, {"columns": "celltypist"}, {"reference": ("islet", "nowhere")}]
 )
+@pytest.mark.slow
 def test_what_needs_one_reference_is_refused(made, tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError):
