@@ -22,7 +22,8 @@ NEIGHBORS = 15
 A, B = 0.9922, 1.1122
 #: Random cells that repel a cell, for each neighbour that attracts it.
 NEGATIVE = 5
-#: Largest step along an axis, as in UMAP.
+#: Largest step along an axis for an edge, as in UMAP, and of a cell in an epoch: without it, many cells that
+#: start at one place throw each other off the map.
 STEP = 4.0
 
 Report = Callable[[int, int], None]
@@ -208,6 +209,7 @@ def _descend(
         away = np.clip(push[:, None] * apart, -STEP, STEP)
         index, moved = np.concatenate([h, who]), np.concatenate([step, away])
         total = np.stack([np.bincount(index, moved[:, axis], minlength=n) for axis in (0, 1)], axis=1)
+        total *= np.minimum(1.0, STEP / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9))
         at = at + np.where(moves[:, None], (1.0 - epoch / epochs) * total, 0.0).astype(np.float32)
         if epoch % 20 == 0:
             report(epoch, epochs)

@@ -57,3 +57,16 @@ def test_a_cell_lies_with_the_label_it_was_given():
     unsure = add_cells(places, known, new, group, np.full((100, 5), 0.2, np.float32))
     nearest = np.linalg.norm(unsure[:, None] - places[None], axis=2).argmin(axis=1)
     assert np.mean(group[nearest][::10] == 1) > 0.8, "without an opinion, the neighbours decide"
+
+
+def test_many_new_cells_of_a_rare_label_stay_on_the_map():
+    vectors, group = blobs(500, 0)
+    rare = np.flatnonzero(group == 0)[4:]  # four cells of group 0 are left
+    known, labels = np.delete(vectors, rare, axis=0), np.delete(group, rare)
+    new = blobs(2500, 1, n_groups=1)[0]
+    places = lay_out_cells(known)
+    proba = np.tile(np.float32([0.96, 0.01, 0.01, 0.01, 0.01]), (2500, 1))
+    at = add_cells(places, known, new, labels, proba)
+    assert np.ptp(at, axis=0).max() < 0.5 * np.ptp(places, axis=0).max()
+    nearest = np.linalg.norm(np.median(at, axis=0) - places, axis=1).argmin()
+    assert labels[nearest] == 0
