@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scvec.base.display import ProgressBar as ProgressBar
     from scvec.base.errors import ScvecError as ScvecError
-    from scvec.base.results import ProgressBar as ProgressBar
     from scvec.model.query_options import QueryOptions as QueryOptions
     from scvec.model.resolvers import resolve as resolve
     from scvec.report import plots as pl
@@ -89,7 +89,7 @@ _HOMES = {
     "serve": "scvec.web.server",
     "serve_mcp": "scvec.web.mcp",
     "demo": "scvec.workflows.demo",
-    "ProgressBar": "scvec.base.results",
+    "ProgressBar": "scvec.base.display",
     "ScvecError": "scvec.base.errors",
 }
 

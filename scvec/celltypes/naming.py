@@ -158,8 +158,8 @@ class Naming:
             lines = [f"{self.group}: {term.label} {term.probability:.2f} ({term.cl_id}{genes})"]
         if self.broad and term and self.broad.cl_id != term.cl_id:
             lines.append(f"    broader: {self.broad.label} {self.broad.probability:.2f}")
-        told = {c.cl_id for c in (term, self.broad) if c is not None}
-        others = [c for c in self.candidates if c.cl_id not in told and not c.above][:3]
+        shown = {c.cl_id for c in (term, self.broad) if c is not None}
+        others = [c for c in self.candidates if c.cl_id not in shown and not c.above][:3]
         if others:
             what = "perhaps" if term is None else "or"
             lines.append(f"    {what}: {', '.join(f'{c.label} {c.probability:.2f}' for c in others)}")
@@ -433,8 +433,8 @@ class MarkerIndex:
         ).ravel()
         best, most = "", 0.0
         for gene in genes:
-            told = marks[:, [self._column[gene]]].toarray().ravel() if gene in self._column else np.zeros(1)
-            fit = float((shared * told).sum()) / max(float(told.sum()), 1.0) ** 0.5
+            listed = marks[:, [self._column[gene]]].toarray().ravel() if gene in self._column else np.zeros(1)
+            fit = float((shared * listed).sum()) / max(float(listed.sum()), 1.0) ** 0.5
             best, most = (gene, fit) if fit > most else (best, most)
         return [best] if best else []
 
@@ -515,11 +515,11 @@ class MarkerIndex:
         columns = np.array([self._column[g] for g in listed if g in self._column])
         weight, part = share[known].prod(axis=1), share[known, 1]
         rarity = self._rarity[columns]
-        told = weight * rarity
-        length = float(np.sqrt((told**2).sum()))
+        importance = weight * rarity
+        length = float(np.sqrt((importance**2).sum()))
         own = self._own[:, columns].toarray()
         pooled = self._pooled[:, columns].toarray()
-        cosine = own @ (told * rarity) / length / self._length
+        cosine = own @ (importance * rarity) / length / self._length
         rows = np.flatnonzero(pooled.any(axis=1))
         below, has = self._below[rows], pooled[rows] > 0
         least = min(N_BELOW, len(self.terms))
@@ -530,10 +530,10 @@ class MarkerIndex:
         odds = np.log1p(pooled[rows] / (self._n_pooled[rows, None] + SMALL_ODDS) / self._usual[columns])
         found = {
             "own": cosine[rows],
-            "pooled": pooled[rows] @ (told * rarity) / length / self._length_pooled[rows],
-            "in tissue": (in_tissue @ (told * rarity) / length / self._length)[rows],
-            "tissue part": (in_tissue @ told / told.sum())[rows],
-            "explained": has @ told / told.sum(),
+            "pooled": pooled[rows] @ (importance * rarity) / length / self._length_pooled[rows],
+            "in tissue": (in_tissue @ (importance * rarity) / length / self._length)[rows],
+            "tissue part": (in_tissue @ importance / importance.sum())[rows],
+            "explained": has @ importance / importance.sum(),
             "shared": np.log1p((own[rows] > 0) @ part),
             "odds": odds @ weight / weight.sum(),
             "at home": at_home[rows] if tissue else np.zeros(len(rows)),
@@ -649,8 +649,8 @@ class MarkerIndex:
         return np.asarray(np.sqrt(self._squared(self._pooled) + SMALL_POOLED))
 
     def _squared(self, markers: sp.csc_matrix) -> Float64:
-        told = markers @ sp.diags(self._rarity)
-        return np.asarray(told.power(2).sum(axis=1), dtype=np.float64).ravel()
+        weighted = markers @ sp.diags(self._rarity)
+        return np.asarray(weighted.power(2).sum(axis=1), dtype=np.float64).ravel()
 
     @cached_property
     def _n_pooled(self) -> Float64:

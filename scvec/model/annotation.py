@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
+from scvec.base.display import STATUS_COLORS, html_bar, html_table, label_colors
 from scvec.base.errors import check_choice
 from scvec.base.options import options_of
-from scvec.base.results import STATUS_COLORS, NextStep, html_bar, html_table, label_colors
+from scvec.base.results import NextStep
 from scvec.base.types import Float32, Int64, Neighbors
 from scvec.celltypes.naming import Naming, name_columns
 from scvec.ingest.cells.write import earlier_names

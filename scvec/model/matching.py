@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from scvec.ingest.cells.source import CellSource
-    from scvec.model.gene_fit import GeneSide
+    from scvec.model.gene_members import GeneSide
     from scvec.model.resolvers import GeneMap, GeneResolver
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.reference_reader import StoredReference

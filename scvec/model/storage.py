@@ -23,7 +23,7 @@ from scvec.stores.index.flat import on_device
 if TYPE_CHECKING:
     from scvec.backbones import BackboneSpec
     from scvec.base.types import Backbone, CellEncoder, Float32, LanguageModel
-    from scvec.model.gene_fit import GeneSide
+    from scvec.model.gene_members import GeneSide
     from scvec.stores.index.distances import Index
     from scvec.stores.store.reference_reader import StoredReference
 

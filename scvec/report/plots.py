@@ -165,7 +165,7 @@ def novelty(
 
 def _strips(adata: AnnData, what: str, groupby: str | None, palette: Palette, key_added: str, ax: Any) -> Any:
     """Draw a row of points per group, coloured by status, at the value (0 to 1) of a column."""
-    from scvec.base.results import STATUS_COLORS
+    from scvec.base.display import STATUS_COLORS
 
     labels = _texts(_column(adata, f"{key_added}_label" if groupby is None else groupby))
     numbers = _column(adata, f"{key_added}_{what}").to_numpy(dtype=float)
@@ -456,7 +456,7 @@ def _places(adata: AnnData, basis: str | None, key_added: str) -> npt.NDArray[An
 
 def _chosen(names: Sequence[str], palette: Mapping[str, str] | Sequence[str] | str) -> list[str]:
     """Return a colour for each name; names missing in a mapping are grey."""
-    from scvec.base.results import GREY
+    from scvec.base.display import GREY
 
     if isinstance(palette, Mapping):
         return [palette.get(name, GREY) for name in names]
@@ -473,7 +473,7 @@ def _chosen(names: Sequence[str], palette: Mapping[str, str] | Sequence[str] | s
 
 def _colors(adata: AnnData, column: str, values: Any, palette: Palette) -> tuple[list[str], list[str]]:
     """Return the categories of a column and their colours: scanpy's in uns, else scvec's."""
-    from scvec.base.results import GREY, PALETTE
+    from scvec.base.display import GREY, PALETTE
 
     texts = _texts(values)
     empty = [""] if (texts == "").any() else []

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from scvec.base.display import PALETTE, STATUS_COLORS, label_colors
 from scvec.base.errors import InputError, ScvecError, disk_errors
 from scvec.base.resources import expanded
-from scvec.base.results import PALETTE, STATUS_COLORS, label_colors, plain
+from scvec.base.results import plain
 from scvec.base.types import Float32, Int64, Progress, no_progress
 from scvec.encoders import DEFAULT_ENCODER
 from scvec.ingest.cells.write import check_output

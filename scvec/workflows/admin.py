@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvec.base.display import html_table
 from scvec.base.errors import InputError, ScvecError
-from scvec.base.results import Record, Report, counts_line, html_table, human_bytes, plain
+from scvec.base.results import Record, Report, counts_line, human_bytes, plain
 from scvec.base.types import Progress, no_progress
 from scvec.encoders import DEFAULT_ENCODER
 

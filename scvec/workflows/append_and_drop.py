@@ -31,7 +31,7 @@ from scvec.model.copies import (
     source_digest,
 )
 from scvec.model.explanation import files_of
-from scvec.model.gene_fit import without_rows
+from scvec.model.gene_members import without_rows
 from scvec.model.matching import by_gene_sets, match_genes, obsm_key, query_genes, reference_share
 from scvec.model.resolvers import stored_resolver
 from scvec.model.storage import (
@@ -45,7 +45,7 @@ from scvec.model.storage import (
     probe_tensors,
     sample_of,
 )
-from scvec.stores.knowledge.tables import rows_where
+from scvec.stores.knowledge.where import rows_where
 from scvec.stores.store.store import Store
 from scvec.workflows.ingest_options import AppendOptions
 

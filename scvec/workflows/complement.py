@@ -13,7 +13,7 @@ from typing import Any
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.results import IN_EARNEST, NextStep, Report, counts_line
+from scvec.base.results import WITHOUT_DRY_RUN, NextStep, Report, counts_line
 from scvec.base.settings import Settings, redact
 from scvec.base.species import known_species
 from scvec.base.types import Answer, Description, Failure, Job, Progress, Species, no_progress
@@ -329,7 +329,7 @@ class ComplementReport(Report):
     @property
     def next_step(self) -> NextStep:
         """The run after a dry run; else the vectors of the new texts."""
-        return IN_EARNEST if self.dry_run else NextStep(("ingest", "embeddings"))
+        return WITHOUT_DRY_RUN if self.dry_run else NextStep(("ingest", "embeddings"))
 
 
 @takes_options(ComplementOptions)

@@ -11,7 +11,7 @@ from typing import Any
 from scvec.backbones import parse_spec
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import check_device
-from scvec.base.results import IN_EARNEST, NextStep, Report, counts_line
+from scvec.base.results import WITHOUT_DRY_RUN, NextStep, Report, counts_line
 from scvec.base.types import Progress, no_progress
 from scvec.model.gene_vectors import EncodingPlan, check_template, encode_genes, plan_encoding
 from scvec.model.resolvers import ensure_knowledge
@@ -103,7 +103,7 @@ class EmbeddingsReport(Report):
     def next_step(self) -> NextStep:
         """The run after a dry run; else a search by these vectors."""
         if self.dry_run:
-            return IN_EARNEST
+            return WITHOUT_DRY_RUN
         backbone = () if self.backbone == EmbeddingsOptions.backbone else ("--backbone", self.backbone)
         return NextStep(("search", "genes", "insulin secretion", *backbone))
 

@@ -15,7 +15,7 @@ import pandas as pd
 from scvec import __version__
 from scvec.base.errors import InputError, ResourceError, check_choice, did_you_mean
 from scvec.base.resources import parse_memory
-from scvec.base.results import IN_EARNEST, NextStep, Report, human_bytes
+from scvec.base.results import WITHOUT_DRY_RUN, NextStep, Report, human_bytes
 from scvec.base.types import Float32, Space
 from scvec.ingest.cells.readers.anndata import read_table
 from scvec.ingest.cells.readers.checks import open_h5ad
@@ -507,4 +507,4 @@ class ImportReport(Report):
     @property
     def next_step(self) -> NextStep | None:
         """The import after a dry run."""
-        return IN_EARNEST if self.dry_run else None
+        return WITHOUT_DRY_RUN if self.dry_run else None

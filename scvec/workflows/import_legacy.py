@@ -23,7 +23,7 @@ import numpy as np
 
 from scvec.base.errors import InputError, ResourceError, unreadable
 from scvec.base.resources import parse_memory
-from scvec.base.results import IN_EARNEST, NextStep, Record, Report, human_bytes
+from scvec.base.results import WITHOUT_DRY_RUN, NextStep, Record, Report, human_bytes
 from scvec.base.species import species_key, species_named
 from scvec.base.types import Description, Float32, Progress, Space, Species, no_progress, text_sha256
 from scvec.ingest.sources.facts import clean_summary, provenance_json, text_field
@@ -456,7 +456,7 @@ class LegacyReport(Report):
     @property
     def next_step(self) -> NextStep | None:
         """The import after a dry run."""
-        return IN_EARNEST if self.dry_run else None
+        return WITHOUT_DRY_RUN if self.dry_run else None
 
 
 def import_legacy(

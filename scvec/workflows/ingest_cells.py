@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from scvec import __version__
 from scvec.backbones import load_backbone
+from scvec.base.display import html_table
 from scvec.base.errors import InputError, ResourceError
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import expanded
-from scvec.base.results import NextStep, Report, Stages, counts_line, html_table, plain, table, times_line
+from scvec.base.results import NextStep, Report, Stages, counts_line, plain, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.terms import class_ontology, match_labels, term_notes
 from scvec.encoders import DEFAULT_ENCODER, Material
@@ -29,7 +30,7 @@ from scvec.ingest.cells.label_columns import as_label_map
 from scvec.ingest.cells.source import CellSource
 from scvec.model.cell_index import put_cells
 from scvec.model.copies import source_digest
-from scvec.model.gene_fit import fit_beside
+from scvec.model.gene_members import fit_beside
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
 from scvec.model.known_markers import marker_notes
 from scvec.model.matching import (

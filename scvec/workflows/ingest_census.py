@@ -32,7 +32,7 @@ from scvec.base.errors import (
 )
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import parse_memory
-from scvec.base.results import IN_EARNEST, NextStep, Report, human_bytes, table
+from scvec.base.results import WITHOUT_DRY_RUN, NextStep, Report, human_bytes, table
 from scvec.base.species import SPECIES
 from scvec.base.types import Progress, Species, no_progress
 
@@ -898,4 +898,4 @@ class CensusReport(Report):
     @property
     def next_step(self) -> NextStep:
         """The ingest after a dry run; else the query of new cells."""
-        return IN_EARNEST if self.made is None else self.made.next_step
+        return WITHOUT_DRY_RUN if self.made is None else self.made.next_step

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.results import IN_EARNEST, NextStep, Report, counts_line
+from scvec.base.results import WITHOUT_DRY_RUN, NextStep, Report, counts_line
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.species import SPECIES, known_species, species_key
 from scvec.base.types import Job, Progress, no_progress
@@ -118,7 +118,7 @@ class GenesReport(Report):
     @property
     def next_step(self) -> NextStep:
         """The run after a dry run; else the vectors of the descriptions."""
-        return IN_EARNEST if self.dry_run else NextStep(("ingest", "embeddings"))
+        return WITHOUT_DRY_RUN if self.dry_run else NextStep(("ingest", "embeddings"))
 
 
 @takes_options(GenesOptions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError, ScvecError
 from scvec.base.options import options_of, takes_options
-from scvec.base.results import IN_EARNEST, NextStep, Report
+from scvec.base.results import WITHOUT_DRY_RUN, NextStep, Report
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.species import SPECIES
 from scvec.base.types import Job, Progress, no_progress
@@ -80,7 +80,7 @@ class MarkersReport(Report):
     @property
     def next_step(self) -> NextStep:
         """The run after a dry run; else names by these markers."""
-        return NextStep(("name", "NEW.h5ad", "-o", "named.h5ad")) if self.generation else IN_EARNEST
+        return NextStep(("name", "NEW.h5ad", "-o", "named.h5ad")) if self.generation else WITHOUT_DRY_RUN
 
 
 @dataclass(frozen=True, kw_only=True)

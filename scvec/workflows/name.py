@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.results import IN_EARNEST, NextStep, Report
+from scvec.base.results import WITHOUT_DRY_RUN, NextStep, Report
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.markers import MarkerList, read_marker_lists
 from scvec.celltypes.naming import MarkerIndex, Naming, name_columns
@@ -133,7 +133,7 @@ class NamesReport(Report):
     def next_step(self) -> NextStep | None:
         """The output, if there is none; more markers for groups without a name; a reference of the names."""
         if self.llm is not None and self.llm.dry_run:
-            return IN_EARNEST
+            return WITHOUT_DRY_RUN
         if self.column and not self.output:
             return NextStep(("-o", "named.h5ad"), again=True)
         if any(group.said == "unknown" for group in self.groups):

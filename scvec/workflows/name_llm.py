@@ -48,10 +48,10 @@ empty unless the id is "other"; "confidence", from 0 to 1; "genes", the symbols 
 from the genes given and spelt as there; "reason", one plain sentence."""
 FIELDS = ("id", "term", "confidence", "genes", "reason")
 NONE, OTHER = "none", "other"
-#: Characters of an answer that are kept and looked at, of a reason, of a gene's text, of a name.
+#: Most characters of an answer that are stored and read, of a reason, of a gene's text, of a name.
 MOST, REASON, TEXT, NAME = 4000, 300, 220, 60
-#: Genes of a group that are told, and genes that an answer may name.
-N_TOLD = 30
+#: Most genes of a group in a prompt, and most genes in an answer.
+N_GENES = 30
 #: Expected per answer, of a plain model and of one that reasons: tokens, and seconds.
 USUAL, SECONDS = (150, 1200), (4.0, 15.0)
 #: A term with fewer ancestors ("cell" and those right below) says next to nothing.
@@ -165,17 +165,17 @@ class Terms:
 class GroupQuestion:
     """What a model is asked about a group, for one vote.
 
-    The name of the group is not told: it says nothing, or too much.
+    The prompt leaves out the name of the group, which may be meaningless or reveal the answer.
 
     Attributes
     ----------
-    told
+    text
         The group as JSON.
     names
         Id of each candidate -> its label.
     """
 
-    told: str
+    text: str
     names: Mapping[str, str]
     genes: frozenset[str]
     terms: Terms = field(repr=False)
@@ -205,7 +205,7 @@ class GroupQuestion:
             candidates.reverse()
         elif vote > 2:
             random.Random(vote).shuffle(candidates)
-        genes = told_genes(group)
+        genes = prompt_genes(group)
         about = {
             "species": tidy(species, NAME),
             "tissue": tidy(tissue, NAME),
@@ -222,9 +222,9 @@ class GroupQuestion:
                 for c in candidates
             ],
         }
-        told = json.dumps({k: v for k, v in about.items() if v != ""}, ensure_ascii=False)
+        text = json.dumps({k: v for k, v in about.items() if v != ""}, ensure_ascii=False)
         names = {c.cl_id: c.label for c in candidates}
-        return cls(told, names, frozenset(tidy(g, NAME) for g in genes), terms)
+        return cls(text, names, frozenset(tidy(g, NAME) for g in genes), terms)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -245,13 +245,13 @@ class GroupQuestion:
 
     def messages(self, reason: str = "") -> list[dict[str, str]]:
         """Return the messages; ``reason`` says why an earlier answer could not be used."""
-        return prompted(PROMPT, f"The group:\n{self.told}", reason)
+        return prompted(PROMPT, f"The group:\n{self.text}", reason)
 
     def job(self, model: str, vote: int) -> Job:
         """Return the job: equal questions of one vote are asked once, whatever the group is called."""
-        parts = "\0".join((model, PROMPT_VERSION, str(vote), self.told))
+        parts = "\0".join((model, PROMPT_VERSION, str(vote), self.text))
         subject = f"group:{hashlib.sha256(parts.encode('utf-8', 'replace')).hexdigest()}"
-        return Job.of(subject, "llm", self.told, model=model, prompt=PROMPT_VERSION)
+        return Job.of(subject, "llm", self.text, model=model, prompt=PROMPT_VERSION)
 
     def read(self, reply: Reply) -> Vote:
         """Return what a reply says.
@@ -270,7 +270,7 @@ class GroupQuestion:
         numeric = isinstance(confidence, int | float) and not isinstance(confidence, bool)
         if not numeric or not 0 <= confidence <= 1:
             raise UnfitError("its confidence is not a number from 0 to 1")
-        if not isinstance(genes, list) or len(genes) > N_TOLD or not all(isinstance(g, str) for g in genes):
+        if not isinstance(genes, list) or len(genes) > N_GENES or not all(isinstance(g, str) for g in genes):
             raise UnfitError("its genes are not a list of symbols")
         genes = [tidy(g, NAME) for g in genes]
         if not set(genes) <= self.genes:
@@ -278,22 +278,22 @@ class GroupQuestion:
         reason = tidy(reason, REASON).lstrip("=+-@ ")  # no formula of a spreadsheet
         if foreign(reason) or redact(reason) != reason:
             reason = ""
-        told = Vote("", confidence=float(confidence), genes=tuple(dict.fromkeys(genes)), reason=reason)
+        vote = Vote("", confidence=float(confidence), genes=tuple(dict.fromkeys(genes)), reason=reason)
         if chosen == NONE:
-            return told
+            return vote
         if chosen != OTHER and chosen not in self.names:
             raise UnfitError("it names an id that was not given")
         if not genes:
             raise UnfitError("it leans on no gene")
         cl_id = chosen if chosen != OTHER else self.terms.exactly(tidy(term, 2 * NAME))
         label = self.names.get(cl_id) or self.terms.matcher.label_of[cl_id]
-        return replace(told, cl_id=cl_id, label=label, looked_up=cl_id not in self.names)
+        return replace(vote, cl_id=cl_id, label=label, looked_up=cl_id not in self.names)
 
 
-def told_genes(group: Naming) -> list[str]:
-    """Return the genes of a group that a model is told: the most specific, and markers of candidates."""
+def prompt_genes(group: Naming) -> list[str]:
+    """Return the genes of a group in a prompt: the most specific, and markers of candidates."""
     marked = [str(s["gene"]) for c in group.candidates for s in c.supports]
-    return list(dict.fromkeys([*group.genes, *marked]))[:N_TOLD]
+    return list(dict.fromkeys([*group.genes, *marked]))[:N_GENES]
 
 
 class NamingSource(ChatSource[GroupQuestion]):
@@ -314,7 +314,7 @@ class NamingSource(ChatSource[GroupQuestion]):
     ) -> Answer | Failure:
         """Return all replies as facts about the group."""
         facts = {
-            "question": question.told,
+            "question": question.text,
             "question_sha256": job.input_sha256,
             "prompt": PROMPT_VERSION,
             "model": self.model,
@@ -442,7 +442,7 @@ def _ballots(
     terms = Terms.of(kb)
     ballots: list[Ballot] = []
     for group, (tissue, species) in zip(groups, places, strict=True):
-        genes = told_genes(group)
+        genes = prompt_genes(group)
         if not genes:
             ballots.append([])
             continue
@@ -450,11 +450,11 @@ def _ballots(
         ids = {g: gene_id for g, gene_id in zip(genes, match.gene_ids, strict=True) if gene_id is not None}
         found = kb.descriptions(list(ids.values()))
         texts = {g: found[i].text for g, i in ids.items() if i in found}
-        told = [
+        questions = [
             GroupQuestion.of(group, terms, species=match.species, tissue=tissue, texts=texts, vote=vote)
             for vote in range(1, asked.votes + 1)
         ]
-        ballots.append([(q.job(asked.model, vote), q) for vote, q in enumerate(told, 1)])
+        ballots.append([(q.job(asked.model, vote), q) for vote, q in enumerate(questions, 1)])
     return ballots
 
 

@@ -94,7 +94,8 @@ def pack(
         without cells.
     """
     from scvec.ingest.cells.write import check_output
-    from scvec.model.card import card_of, make_golden
+    from scvec.model.card import card_of
+    from scvec.model.golden import make_golden
     from scvec.stores.store.files import sha256_file, write_json, write_tensors
     from scvec.stores.store.manifest import FileEntry
     from scvec.stores.store.packs import PackManifest, write_pack
@@ -195,7 +196,7 @@ def _without_cells(stored: StoredReference, meta: dict[str, Any]) -> dict[str, A
     """Return the parts of a reference with the mean vectors of its labels instead of cells."""
     import pandas as pd
 
-    from scvec.model.gene_fit import PREFIX, bare
+    from scvec.model.gene_members import PREFIX, bare
     from scvec.model.storage import CODE_COLUMN
 
     few = [f"{label} ({n})" for label, n in stored.meta["counts"].items() if n < MIN_CELLS]

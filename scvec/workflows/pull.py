@@ -313,7 +313,7 @@ def pull(
     StoreError
         The pack is damaged or malicious, or its golden query gives other labels.
     """
-    from scvec.model.card import check_golden
+    from scvec.model.golden import check_golden
     from scvec.model.resolvers import ensure_knowledge
     from scvec.stores.store.files import check_reference_name
     from scvec.stores.store.packs import PackReader

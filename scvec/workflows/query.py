@@ -22,7 +22,8 @@ from scvec.ingest.cells.cell_vectors import VectorSource, open_cells
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
 from scvec.model.annotation import Annotation, Judged, judge, provenance
 from scvec.model.classifiers import clusters, majority, need_igraph
-from scvec.model.gene_fit import GeneSide, fitted_to, gene_side, rotation
+from scvec.model.gene_fit import fitted_to, rotation
+from scvec.model.gene_members import GeneSide, gene_side
 from scvec.model.matching import (
     MatchedSource,
     by_gene_sets,
@@ -303,8 +304,8 @@ def _prepare(
         share, few = reference_share(one, genes.measured[ingested.members.vector_genes], force=force)
         with stages("fit to genes"):
             model, note = fitted_to(opened.path, stored, ingested, genes.measured, progress=progress)
-        told = [*genes.notes, *few, *([note] if note else [])]
-        notes += [f"{one.name}: {text}" for text in told] if one.name else told
+        added = [*genes.notes, *few, *([note] if note else [])]
+        notes += [f"{one.name}: {text}" for text in added] if one.name else added
         fitted = model is not ingested or isinstance(stored, GeneSide)
         parts.append(_Part(one, genes, model, share, fitted))
     return _Prepared(stored, matched, parts, notes)
@@ -427,9 +428,9 @@ def _named(opened: Store, ready: _Prepared, annotation: Annotation, progress: Pr
     tissue = annotation.options.tissue if annotation.options else ""
     with opened.knowledge() as kb:
         names = name_groups(kb, stored_resolver(opened), ready.matched, groups, tissue, progress)
-    told = [f"{n}: {g.group}" for g in names for n in g.notes]
+    added = [f"{n}: {g.group}" for g in names for n in g.notes]
     return annotation.changed(
-        novel_group=groups, novel_names=tuple(names), notes=[*annotation.notes, *dict.fromkeys(told)]
+        novel_group=groups, novel_names=tuple(names), notes=[*annotation.notes, *dict.fromkeys(added)]
     )
 
 

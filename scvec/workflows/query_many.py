@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.arrays import blocks
+from scvec.base.display import STATUS_COLORS, html_lines
 from scvec.base.errors import InputError
-from scvec.base.results import STATUS_COLORS, NextStep, html_lines
+from scvec.base.results import NextStep
 from scvec.base.types import Float32, Float64, Progress, no_progress
 from scvec.celltypes.terms import ClassOntology, folded
 from scvec.ingest.cells.cell_vectors import open_cells

@@ -19,7 +19,7 @@ from scvec.model.copies import HASH_COLUMN
 from scvec.model.reference import ReferenceModel
 from scvec.model.resolvers import no_knowledge
 from scvec.model.storage import CODE_COLUMN, class_statistics, genes_of, load_model
-from scvec.stores.knowledge.tables import rows_where
+from scvec.stores.knowledge.where import rows_where
 from scvec.stores.store.reference_reader import StoredReference
 from scvec.stores.store.store import Store
 from scvec.workflows.query import only_reference

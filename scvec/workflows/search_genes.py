@@ -19,7 +19,7 @@ from scvec.base.types import Backbone, Space, StreamingBackbone
 from scvec.model.resolvers import no_knowledge
 from scvec.stores.knowledge.gene_search import words
 from scvec.stores.knowledge.knowledge import KnowledgeBase
-from scvec.stores.knowledge.tables import rows_where
+from scvec.stores.knowledge.where import rows_where
 from scvec.stores.store.reference_reader import StoredSpace
 from scvec.stores.store.store import Store
 

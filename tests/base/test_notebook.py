@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import scvec
-from scvec.base.results import html_bar, html_lines, html_table
+from scvec.base.display import html_bar, html_lines, html_table
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -201,7 +201,7 @@ def test_of_a_key_that_stands_there_twice_the_last_counts(tmp_path: Path) -> Non
         ("x.csv", b"INS," + b"1," * 800_000, "wrong-format", "neither texts nor vectors"),
         ("x.pkl", pickle.dumps([1.0]), "wrong-format", "neither texts nor vectors"),
         ("x.pkl", pickle.dumps(pd.DataFrame({"a": [1.0]})), "wrong-format", "which scvec does not run"),
-        ("x.pkl.gz", gzip.compress(pickle.dumps({"INS": VECTOR}), mtime=0), "wrong-format", ""),
+        ("x.pkl.gz", gzip.compress(pickle.dumps({"INS": VECTOR}), mtime=0), "wrong-format", "this format"),
         ("x.bin", b"\x93NUMPY", "wrong-format", ""),
         ("x.json", json.dumps({"a": {"INS": VECTOR}, "b": {"INS": VECTOR}}).encode(), "wrong-format", "sets"),
     ],
@@ -240,9 +240,9 @@ def entry(symbol: str, *ids: str, key: str = "", **more: Any) -> tuple[str, Lega
 
 def test_a_token_id_is_no_gene() -> None:
     # 3630 is INS at Entrez; as a key, or as a name, it is a number of somebody's vocabulary.
-    found = match(entry("GCG", key="GCG key"), entry("3630"), entry(""))
-    assert found.genes[""] == {"HGNC:4191": "GCG key"}
-    assert list(found.why("unknown")) == ["3630", ""]
+    found = match(entry("GCG", key="3630"), entry("3630", key="a name"), entry(""))
+    assert found.genes[""] == {"HGNC:4191": "3630"}
+    assert list(found.why("unknown")) == ["a name", ""]
 
 
 def test_records_that_name_two_genes_are_left_out() -> None:

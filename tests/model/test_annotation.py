@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import scvec
+from scvec.base.display import label_colors
 from scvec.base.errors import InputError
-from scvec.base.results import label_colors
 from scvec.base.types import Neighbors
 from scvec.model.annotation import Annotation
 from scvec.model.calibration import STATUSES

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from scvec.base.results import GREY, PALETTE, label_colors
+from scvec.base.display import GREY, PALETTE, label_colors
 
 #: Linear RGB as seen without red or green receptors (Machado et al. 2009, severity 1).
 SIGHT = {

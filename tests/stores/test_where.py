@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
-from scvec.stores.knowledge.tables import rows_where
+from scvec.stores.knowledge.where import rows_where
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_rows_are_in_order_of_large_tables() -> None:
 
 
 def test_a_condition_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scvec.stores.knowledge.tables.SECONDS", 0.05)
+    monkeypatch.setattr("scvec.stores.knowledge.where.SECONDS", 0.05)
     table = pd.DataFrame({"x": np.arange(2_000_000)})
     slow = " OR ".join(f"regexp_matches(x::VARCHAR, '(a|{i})*[b-z]{i}$')" for i in range(60))
     started = time.monotonic()

@@ -11,8 +11,8 @@ from baron_parts import DATA
 
 import scvec
 from scvec.base.errors import StoreError
-from scvec.model.card import check_golden, make_golden
-from scvec.model.gene_fit import PREFIX, gene_side
+from scvec.model.gene_members import PREFIX, gene_side
+from scvec.model.golden import check_golden, make_golden
 from scvec.stores.store.store import Store
 
 KEY = "X_poor"

@@ -141,20 +141,20 @@ def test_names_and_metadata_are_data():
     asked = GroupQuestion.of(
         group, TERMS, species="human", tissue=HOSTILE, texts={"MS4A1": HOSTILE, HOSTILE: HOSTILE}
     )
-    told = json.loads(asked.told)  # quoted: the text is still one object of the same shape
+    told = json.loads(asked.text)  # quoted: the text is still one object of the same shape
     assert set(told) == {"species", "tissue", "genes", "candidates"}
     assert [c["id"] for c in told["candidates"]] == ["CL:3", "CL:4"]
-    assert asked.told.isprintable() and "A" * 300 not in asked.told
-    assert len(asked.told) < 2500
+    assert asked.text.isprintable() and "A" * 300 not in asked.text
+    assert len(asked.text) < 2500
     assert asked.schema["properties"]["id"]["enum"] == ["CL:3", "CL:4", "none", "other"]
-    # The name of the group is not told at all.
+    # The prompt has no name of the group.
     plain = GroupQuestion.of(replace(group, group="1"), TERMS, species="human", tissue=HOSTILE)
     again = GroupQuestion.of(group, TERMS, species="human", tissue=HOSTILE)
     assert plain.job("m", 1) == again.job("m", 1)
 
 
 def test_votes_have_the_candidates_in_another_order():
-    orders = [json.loads(GroupQuestion.of(GROUP, TERMS, vote=v).told)["candidates"] for v in (1, 2)]
+    orders = [json.loads(GroupQuestion.of(GROUP, TERMS, vote=v).text)["candidates"] for v in (1, 2)]
     assert orders[0] == orders[1][::-1]
     jobs = {GroupQuestion.of(GROUP, TERMS, vote=v).job("m", v) for v in range(1, 6)}
     assert len(jobs) == 5 and len({j.gene_id for j in jobs}) == 5

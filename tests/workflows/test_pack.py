@@ -893,7 +893,7 @@ def test_an_unknown_name_lists_the_known_ones(target):
 KILLED = """
 import os, signal, sys, threading, time
 import duckdb, faiss, pandas, pyarrow.parquet, safetensors.numpy, scipy.sparse
-import scvec.model.card, scvec.model.resolvers, scvec.stores.store.store
+import scvec.model.golden, scvec.model.resolvers, scvec.stores.store.store
 from scvec.workflows.pull import pull
 for line in sys.stdin:
     store, seconds = line.split()

@@ -171,7 +171,7 @@ class StoredReference:
         """Return the rows of obs that match a SQL condition; None if ``where`` is None."""
         if where is None:
             return None
-        from scvec.stores.knowledge.tables import rows_where
+        from scvec.stores.knowledge.where import rows_where
 
         return rows_where(self.obs, where)
 
